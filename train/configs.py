@@ -1,0 +1,124 @@
+"""The models' configurations, apart from the models so that a recipe validates without torch.
+
+One frozen pydantic model per architecture; `model` is the discriminator. A field's documentation
+stands under it. `kind` says which protocol the model serves.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from infra.config import Settings
+
+
+class PopularityConfig(Settings):
+    """Counts of training events; the floor every model has to beat."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["popularity"] = "popularity"
+
+
+class TransformerShape(Settings):
+    """Shape shared by the Transformer sequence models."""
+
+    width: int = Field(64, ge=1)
+    """D: width of item vectors and of every block."""
+    blocks: int = Field(2, ge=1)
+    """Number of Transformer blocks of the history encoder."""
+    heads: int = Field(2, ge=1)
+    """Attention heads; must divide `width`."""
+    max_length: int = Field(50, ge=1)
+    """L: the latest events of a history that the model sees."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Inside the blocks."""
+    embedding_dropout: float = Field(0.3, ge=0, lt=1)
+    """On the history's item vectors."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> TransformerShape:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one of them")
+        return self
+
+
+class SASRecConfig(TransformerShape):
+    """SASRec with cross-entropy over the whole catalogue."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["sasrec"] = "sasrec"
+    positions: bool = True
+    """Learned positions, counted from the first event of the (cut) history."""
+
+
+class ADRecConfig(TransformerShape):
+    """ADRec (arXiv 2505.19544); the defaults are the published code's where it has one (papers.md 2)."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["adrec"] = "adrec"
+    denoiser_blocks: int = Field(2, ge=1)
+    """Blocks of the attention denoiser (ADM)."""
+    steps: int = Field(32, ge=1)
+    """T: steps of the diffusion process."""
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "trunc_lin"
+    """Noise schedule (train/diffusion/schedules.py)."""
+    noise_scale: float = Field(0.001, gt=0)
+    """lambda: weight of the noisy target and its time code beside the history's encoding; 0.001 as published."""
+    mse_weight: float = Field(1.0, ge=0)
+    """Weight of the MSE beside the cross-entropy; the total is 0.5 * (CE + weight * MSE) as in the published code."""
+    pretrain_share: float = Field(0.3, ge=0, lt=1)
+    """Share of the epochs for stage 1: the item table alone, under a SASRec without positions. 0 skips it."""
+    align_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the epochs for stage 2: everything but the item table, which is frozen. 0 skips it."""
+    seen_padding: bool = False
+    """True repeats the published mask, under which real positions attend to padding (peers.md, defect 4)."""
+
+    @model_validator(mode="after")
+    def _stages_leave_room(self) -> ADRecConfig:
+        if self.pretrain_share + self.align_share >= 1:
+            raise ValueError("pretrain_share + align_share must stay below 1: the rest is the fine-tuning stage")
+        return self
+
+
+class DNNConfig(Settings):
+    """Embeddings of every field, concatenated, into a multi-layer perceptron."""
+
+    kind: ClassVar[str] = "ranking"
+    model: Literal["dnn"] = "dnn"
+    embedding_width: int = Field(16, ge=1)
+    """Width of each field's vector."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the hidden layers; the last one is the width of h(x)."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """After each hidden layer."""
+    missing: Literal["learned", "zero"] = "learned"
+    """A missing field's vector: a learned row of its own, or zeros. One convention for training and serving."""
+
+    @model_validator(mode="after")
+    def _has_a_layer(self) -> DNNConfig:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError("hidden needs at least one layer, each at least 1 wide")
+        return self
+
+
+class AsymDiffRecConfig(Settings):
+    """AsymDiffRec (arXiv 2508.12706) around a base model (papers.md 1)."""
+
+    kind: ClassVar[str] = "ranking"
+    model: Literal["asymdiffrec"] = "asymdiffrec"
+    base: DNNConfig = DNNConfig()
+    """The model it wraps: p = f(h(x))."""
+    recon_weight: float = Field(1.0, ge=0)
+    """Weight of L_recon; the paper writes the sum without weights."""
+    aux_weight: float = Field(1.0, ge=0)
+    """Weight of L_aux."""
+    hidden: int = Field(64, ge=1)
+    """Width of the one hidden layer of the two-layer reverse network g."""
+    stop_gradient: bool = True
+    """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
+
+
+SequenceConfig = Annotated[PopularityConfig | SASRecConfig | ADRecConfig, Field(discriminator="model")]
+RankingConfig = Annotated[DNNConfig | AsymDiffRecConfig, Field(discriminator="model")]
+ModelConfig = PopularityConfig | SASRecConfig | ADRecConfig | DNNConfig | AsymDiffRecConfig
