@@ -62,7 +62,11 @@ def parse(data: Mapping[str, Any], model: type[S], where: str) -> S:
         lines = []
         for problem in error.errors():
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-            hint = "unknown setting; remove it or check its spelling" if problem["type"] == "extra_forbidden" else problem["msg"]
+            hint = (
+                "unknown setting; remove it or check its spelling"
+                if problem["type"] == "extra_forbidden"
+                else problem["msg"]
+            )
             lines.append(f"{where}: {field}: {hint}")
         raise ConfigError("\n".join(lines)) from None
 

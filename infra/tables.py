@@ -95,7 +95,11 @@ def events(fields: Sequence[tuple[str, Kind]]) -> Table:
         Column("type", pa.string(), "event type"),
         Column("label", pa.int8(), "1 positive, 0 negative, null where the contract has no label rule", True),
         Column("file", pa.string(), "raw file, relative to the data root"),
-        Column("position", pa.int64(), "byte offset in a plain file, line number in a compressed one, row in Parquet"),
+        Column(
+            "position",
+            pa.int64(),
+            "byte offset in a plain file, line number in a compressed one, row in Parquet",
+        ),
         *_raw(fields),
     )
     return Table("events", "validated, deduplicated, typed events", columns, ("arrival", "ds"))
@@ -168,10 +172,19 @@ SEQUENCES = Table(
         AS_OF,
         Column("split", pa.string(), "train, valid or test"),
         Column("user", pa.string(), "user id"),
-        Column("items", pa.list_(pa.int32()), "train: a chunk of at most L+1 events; else the history before the target; oldest first"),
+        Column(
+            "items",
+            pa.list_(pa.int32()),
+            "train: a chunk of at most L+1 events; else the history before the target; oldest first",
+        ),
         Column("target", pa.int32(), "valid and test: the item to find", True),
         Column("target_ts", TIMESTAMP, "time of the target", True),
-        Column("target_known", pa.bool_(), "the target's item has an event before the cut; if not it counts as a miss", True),
+        Column(
+            "target_known",
+            pa.bool_(),
+            "the target's item has an event before the cut; if not it counts as a miss",
+            True,
+        ),
     ),
     ("as_of", "split"),
 )
@@ -189,7 +202,15 @@ def samples(fields: Sequence[tuple[str, Kind]]) -> Table:
         Column("label", pa.int8(), "0 or 1"),
         Column("label_source", pa.string(), "observed or sampled"),
         Column("missing", pa.int64(), "bit i set: field at position i is absent or null in the log"),
-        *(Column(column_of(n), INDEX_TYPES[k], f"field {n}: index, indices or value; null only if missing", True) for n, k in fields),
+        *(
+            Column(
+                column_of(n),
+                INDEX_TYPES[k],
+                f"field {n}: index, indices or value; null only if missing",
+                True,
+            )
+            for n, k in fields
+        ),
     )
     return Table("samples", "missing-feature samples as of a date", columns, ("as_of", "split"))
 
@@ -214,7 +235,11 @@ RUNS = Table(
     "runs",
     "the ledger: an output is published when its row is here",
     (
-        Column("key", pa.string(), "hash of unit, date, inputs, its section of the configuration and FORMAT_VERSION"),
+        Column(
+            "key",
+            pa.string(),
+            "hash of unit, date, inputs, its section of the configuration and FORMAT_VERSION",
+        ),
         Column("unit", pa.string(), "what was published, e.g. sequences or train:adrec"),
         Column("date", pa.string(), "arrival or run date"),
         Column("inputs", pa.string(), "JSON: upstream unit or table -> key or version"),

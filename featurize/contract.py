@@ -1,0 +1,172 @@
+"""The contract: how a raw log becomes events. One YAML file per log, validated before anything runs.
+
+A contract names files, columns, units and rules; it holds no code. See the README, "Your own logs".
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from infra.config import Settings
+from infra.tables import Kind
+
+FileFormat = Literal["json", "csv", "parquet"]
+
+
+class Source(Settings):
+    """Where raw files lie and how they are written."""
+
+    path: str
+    """Relative to the recipe's `data`: a file, a folder (all files below it), or a glob; `{date}` stands for
+    the arrival date (YYYY-MM-DD) and makes the log a dated one. `.gz` and `.zst` files are decompressed."""
+    format: FileFormat
+    """json (one object per line), csv, or parquet."""
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """csv: the column separator, e.g. "\\t"."""
+    columns: tuple[str, ...] | None = None
+    """csv without a header line: the column names in order."""
+
+
+class Time(Settings):
+    """Which column is the event time and how it is written."""
+
+    column: str
+    unit: Literal["s", "ms", "us", "ns", "iso"] | None = None
+    """Numbers since 1970 in this unit, or `iso` for ISO 8601 text (UTC where it names no zone)."""
+    format: str | None = None
+    """Or a strptime format, read as UTC."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Time:
+        if (self.unit is None) == (self.format is None):
+            raise ValueError("give exactly one of unit and format")
+        return self
+
+
+class EventType(Settings):
+    """The event type: a column, or one constant for the whole log."""
+
+    column: str | None = None
+    constant: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> EventType:
+        if (self.column is None) == (self.constant is None):
+            raise ValueError("give exactly one of column and constant")
+        return self
+
+
+class Label(Settings):
+    """What makes an event a positive one (label 1); every other event is a negative one (label 0)."""
+
+    column: str
+    at_least: float | None = None
+    """Positive when the column's number is at least this."""
+    one_of: tuple[str, ...] | None = None
+    """Or positive when the column's text is one of these."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Label:
+        if (self.at_least is None) == (self.one_of is None):
+            raise ValueError("give exactly one of at_least and one_of")
+        return self
+
+
+class FeatureField(Settings):
+    """One feature field of the ranking samples."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    """Its name in tables (column f_name)."""
+    kind: Kind
+    """categorical, numeric or multi (a list, or text cut at `separator`)."""
+    column: str | None = None
+    """Column in the raw log or side file; the field's own name if left out."""
+    source: Literal["log", "users", "items"] = "log"
+    """The log itself, or the side file that is joined by user or item id."""
+    separator: str | None = None
+    """multi from text: where to cut."""
+
+    @property
+    def raw_column(self) -> str:
+        """The column in the raw file."""
+        return self.column or self.name
+
+
+class Side(Source):
+    """A side file with one row per user or item."""
+
+    key: str
+    """The column that holds the user or item id."""
+
+
+class Rules(Settings):
+    """Bounds that a row must keep."""
+
+    min_time: date = date(1990, 1, 1)
+    """Events before this day (UTC) are quarantined."""
+    max_time: date = date(2100, 1, 1)
+    """Events from this day on are quarantined."""
+    window_days: int = Field(3, ge=0)
+    """W, dated logs: an event that arrives more than W days after its date is quarantined as too_late;
+    duplicates are sought within W days."""
+    max_bad_share: float = Field(0.05, ge=0, le=1)
+    """A batch with a larger share of quarantined rows is refused whole."""
+
+
+class Contract(Settings):
+    """How a raw log becomes events."""
+
+    name: str = Field(min_length=1)
+    source: Source
+    user: str
+    """Column of the user id."""
+    item: str
+    """Column of the item id."""
+    time: Time
+    type: EventType = EventType(constant="event")
+    event_id: str | None = None
+    """Column of the event's own id."""
+    key: tuple[str, ...] = ()
+    """Without `event_id`: the columns that together identify an event; user, item, time and type if empty."""
+    targets: tuple[str, ...] = ()
+    """Event types that a recommender should predict; all types if empty."""
+    context: tuple[str, ...] = ()
+    """Event types that stand in histories beside the targets."""
+    label: Label | None = None
+    fields: tuple[FeatureField, ...] = ()
+    users: Side | None = None
+    items: Side | None = None
+    rules: Rules = Rules()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Contract:
+        names = [f.name for f in self.fields]
+        if repeated := {n for n in names if names.count(n) > 1}:
+            raise ValueError(f"fields: the names {sorted(repeated)} are given twice")
+        if reserved := {"user", "item"} & set(names):
+            raise ValueError(f"fields: {sorted(reserved)} are added by themselves; rename the field")
+        if len(names) > 60:
+            raise ValueError("fields: at most 60 (the missing mask has 62 bits, user and item take two)")
+        for side in ("users", "items"):
+            if any(f.source == side for f in self.fields) and getattr(self, side) is None:
+                raise ValueError(f"{side}: a field comes from there, so say where the file lies")
+        for side in (self.users, self.items):
+            if side is not None and "{date}" in side.path:
+                raise ValueError("side files carry no {date}: they are read as they are at each run")
+        return self
+
+    @property
+    def dated(self) -> bool:
+        """Whether the log's files carry their arrival date in the path."""
+        return "{date}" in self.source.path
+
+    def fields_from(self, source: str) -> tuple[FeatureField, ...]:
+        """The feature fields that one source carries, in the contract's order."""
+        return tuple(f for f in self.fields if f.source == source)
+
+    def kinds_from(self, source: str) -> list[tuple[str, Kind]]:
+        """(name, kind) of the feature fields that one source carries, as infra.tables wants them."""
+        return [(f.name, f.kind) for f in self.fields_from(source)]

@@ -1,0 +1,225 @@
+"""Raw logs to `events`, `quarantine`, `ingested_files` and side features: one pass over the raw bytes.
+
+Every physical row becomes an event, a duplicate or a quarantined row; the three are counted per file
+and must add up before anything is committed. An arrival's output is exactly its own partitions, so a
+late event adds a file to its day and rewrites nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from featurize import delta
+from featurize.contract import Contract
+from featurize.rows import RowPlan, parse_split
+from featurize.sides import side_table
+from featurize.sources import RawFile, columns_needed, splits
+from featurize.streams import Split
+from infra import tables
+from infra.commit import DataFile, commit, write_file
+from infra.errors import AuditError, DataRefused
+from infra.lake import Lake
+from infra.tables import INGESTED_FILES, QUARANTINE, UNDATED
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """Versions of the tables written, and the account of every arrival."""
+
+    versions: dict[str, int]
+    accounts: dict[str, dict[str, int]]
+    reasons: dict[str, int]
+    last_day: str
+
+
+def ingest(
+    spark: SparkSession,
+    lake: Lake,
+    contract: Contract,
+    root: Path,
+    files: Sequence[RawFile],
+    prior: int | None,
+    metadata: dict[str, Any],
+) -> Ingested:
+    """Ingest the arrivals that `files` belong to; `prior` is the events version of all arrivals before.
+
+    Raises DataRefused when a column is missing, or when more than rules.max_bad_share of the rows are bad;
+    AuditError when the rows do not add up. Nothing is committed then.
+    """
+    arrivals = sorted({f.arrival for f in files})
+    plan = RowPlan.of(contract)
+    parsed = _parse(spark, plan, splits(root, files, contract.source, columns_needed(contract)))
+    parsed.persist()
+    try:
+        marked = _mark_duplicates(spark, lake, contract, parsed, prior, arrivals)
+        marked.persist()
+        account = _account(marked, parsed, files)
+        reasons = Counter(
+            {r.reason: r["count"] for r in parsed.where("reason is not null").groupBy("reason").count().collect()}
+        )
+        _refuse_if_bad(contract, account, reasons)
+        events = tables.events(contract.kinds_from("log"))
+        written = {
+            events: delta.write(_event_rows(marked), lake, events),
+            QUARANTINE: delta.write(
+                parsed.where("reason is not null").repartition(1).sortWithinPartitions("arrival", "file", "position"),
+                lake,
+                QUARANTINE,
+            ),
+            INGESTED_FILES: _file_rows(lake, files, account),
+        }
+    finally:
+        parsed.unpersist()
+    for side in (side_table(contract, root, "user"), side_table(contract, root, "item")):
+        if side is not None:
+            table, rows = side
+            written[table] = [write_file(lake.path(table.name), table, {"arrival": a}, [rows]) for a in arrivals[-1:]]
+    _audit(account, written[events], written[QUARANTINE])
+    versions = {
+        table.name: commit(
+            lake,
+            table,
+            table_files,
+            replace={"arrival": arrivals},
+            app_id=f"{table.name}:{arrivals[-1]}",
+            metadata=metadata,
+        )
+        for table, table_files in written.items()
+    }
+    days = [f.partition["ds"] for f in written[events]]
+    return Ingested(versions, _by_arrival(files, account), dict(reasons), max(days, default=""))
+
+
+def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataFrame:
+    """Rows of every split; small splits share a task, large ones have their own."""
+    from pyspark.sql.pandas.types import from_arrow_schema
+
+    columns = [f.name for f in dataclasses.fields(Split)]
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for row in batch.to_pylist():
+                yield from parse_split(plan, Split(**{**row, "columns": tuple(row["columns"])}))
+
+    rows = [tuple(getattr(s, c) if c != "columns" else list(s.columns) for c in columns) for s in shares]
+    schema = "location string, file string, arrival string, start long, end long, columns array<string>"
+    parallelism = min(len(rows), 4 * spark.sparkContext.defaultParallelism)
+    frame = spark.createDataFrame(spark.sparkContext.parallelize(rows, parallelism), schema)
+    return frame.mapInArrow(task, from_arrow_schema(plan.schema))
+
+
+def _mark_duplicates(
+    spark: SparkSession, lake: Lake, contract: Contract, parsed: DataFrame, prior: int | None, arrivals: Sequence[str]
+) -> DataFrame:
+    """Valid rows with `duplicate`: the lowest (arrival, file, position) of an event id is the event.
+
+    Ids of earlier arrivals are sought within W days of the first new arrival: an exact copy that comes
+    later than that is too late anyway.
+    """
+    from pyspark.sql import Window
+    from pyspark.sql import functions as F
+
+    order = Window.partitionBy("event_id").orderBy("arrival", "file", "position")
+    valid = parsed.where("reason is null and lines is null").withColumn("duplicate", F.row_number().over(order) > 1)
+    if prior is None:
+        return valid
+    where = {"arrival": [a for a in lake.partitions("events", prior, "arrival") if a < arrivals[0]]}
+    known = delta.read(spark, lake, tables.events(contract.kinds_from("log")), prior, where)
+    if arrivals[0] != UNDATED:
+        first = date.fromisoformat(arrivals[0]) - timedelta(days=2 * contract.rules.window_days)
+        known = known.where(F.col("ds") >= first.isoformat())
+    seen = known.select("event_id", F.lit(True).alias("seen")).distinct()
+    return valid.join(seen, "event_id", "left").withColumn("duplicate", F.col("duplicate") | F.col("seen").isNotNull())
+
+
+def _event_rows(marked: DataFrame) -> DataFrame:
+    """Events as they are written: one shuffle to their partition, in total order within it."""
+    return (
+        marked.where("not duplicate")
+        .repartition("arrival", "ds")
+        .sortWithinPartitions("arrival", "ds", "user", "ts", "event_id")
+    )
+
+
+def _account(marked: DataFrame, parsed: DataFrame, files: Sequence[RawFile]) -> dict[str, Counter[str]]:
+    """Per file: rows (as its tasks counted them while reading), events, duplicates, quarantined, late."""
+    account: dict[str, Counter[str]] = {f.path: Counter() for f in files}
+    for r in parsed.where("lines is not null").groupBy("file").agg({"lines": "sum"}).collect():
+        account[r.file]["rows"] = r["sum(lines)"]
+    for r in parsed.where("reason is not null").groupBy("file").count().collect():
+        account[r.file]["quarantined"] = r["count"]
+    for r in (
+        marked.selectExpr("file", "duplicate", "not duplicate and ds < arrival and arrival <> 'undated' as late")
+        .groupBy("file", "duplicate", "late")
+        .count()
+        .collect()
+    ):
+        account[r.file]["duplicates" if r.duplicate else "events"] += r["count"]
+        account[r.file]["late"] += r["count"] if r.late else 0
+    return account
+
+
+def _refuse_if_bad(contract: Contract, account: dict[str, Counter[str]], reasons: Counter[str]) -> None:
+    total, bad = sum(c["rows"] for c in account.values()), reasons.total()
+    if total == 0:
+        raise DataRefused(
+            f"the batch holds no row in {len(account)} file(s): {', '.join(sorted(account)[:3])}; nothing was published"
+        )
+    if bad > contract.rules.max_bad_share * total:
+        worst = max(account, key=lambda f: account[f]["quarantined"])
+        raise DataRefused(
+            f"{bad} of {total} rows are bad ({bad / total:.1%}; rules.max_bad_share is {contract.rules.max_bad_share:.0%}): "
+            f"{', '.join(f'{r} {n}' for r, n in reasons.most_common(4))}; most in {worst}; nothing was published"
+        )
+
+
+def _audit(account: dict[str, Counter[str]], events: Sequence[DataFile], quarantine: Sequence[DataFile]) -> None:
+    """Rows in = events + duplicates + quarantine per file, and the files written hold just as many."""
+    for file, c in account.items():
+        if c["rows"] != c["events"] + c["duplicates"] + c["quarantined"]:
+            raise AuditError(f"{file}: {c['rows']} rows, but {dict(c)} do not add up; nothing was published")
+    for name, written, key in (("events", events, "events"), ("quarantine", quarantine, "quarantined")):
+        counted, stored = sum(c[key] for c in account.values()), sum(f.rows for f in written)
+        if counted != stored:
+            raise AuditError(f"{name}: {counted} rows counted, {stored} written; nothing was published")
+
+
+def _file_rows(lake: Lake, files: Sequence[RawFile], account: dict[str, Counter[str]]) -> list[DataFile]:
+    out = []
+    for arrival in sorted({f.arrival for f in files}):
+        rows = [
+            {
+                **dataclasses.asdict(f),
+                **{k: account[f.path][k] for k in ("rows", "events", "duplicates", "quarantined", "late")},
+            }
+            for f in files
+            if f.arrival == arrival
+        ]
+        out.append(
+            write_file(
+                lake.path(INGESTED_FILES.name),
+                INGESTED_FILES,
+                {"arrival": arrival},
+                [pa.Table.from_pylist(rows, schema=INGESTED_FILES.schema)],
+            )
+        )
+    return out
+
+
+def _by_arrival(files: Sequence[RawFile], account: dict[str, Counter[str]]) -> dict[str, dict[str, int]]:
+    out: dict[str, Counter[str]] = {}
+    for file in files:
+        out.setdefault(file.arrival, Counter()).update(account[file.path])
+    keys = ("rows", "events", "duplicates", "quarantined", "late")
+    return {arrival: {k: c[k] for k in keys} for arrival, c in sorted(out.items())}
