@@ -1,0 +1,96 @@
+"""Evaluation of any ranking model on labelled impressions: AUC, per-user AUC, log loss."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+
+from evaluate.metrics.accuracy import mean
+from evaluate.metrics.binary import auc, log_loss, user_auc
+from infra.config import Settings
+from infra.errors import UsageError
+from infra.lake import Lake
+from train.artifact import Loaded, load
+from train.loader import RankingData
+from train.protocol import RankingBatch
+
+
+class ImpressionSettings(Settings):
+    """What is measured of a ranking model."""
+
+    batch_size: int = Field(4096, ge=1)
+    """Impressions scored at once."""
+
+
+@dataclass(frozen=True)
+class ImpressionResult:
+    """AUC of each user that has both classes, and the figures over all impressions."""
+
+    users: NDArray[np.generic]
+    user_auc: NDArray[np.float64]
+    metrics: dict[str, float]
+
+
+def evaluate_impressions(
+    artifact: Path,
+    lake: Lake,
+    version: int,
+    fields_version: int,
+    as_of: str,
+    settings: ImpressionSettings,
+    split: str = "test",
+) -> ImpressionResult:
+    """Score the artifact on the impressions of `split`.
+
+    A model trained on older vocabularies sees the values it does not know as unknown. Raises UsageError
+    for a sequence artifact or one with other fields.
+    """
+    loaded = load(artifact)
+    if loaded.kind != "ranking":
+        raise UsageError(f"{artifact}: holds a {loaded.kind} model; impressions need a ranking model")
+    data = RankingData.from_lake(lake, version, fields_version, as_of, split)
+    if [(f.name, f.kind) for f in data.fields] != [(f.name, f.kind) for f in loaded.fields]:
+        raise UsageError(f"{artifact}: was trained on the fields {[f.name for f in loaded.fields]}, not on today's")
+    started = time.perf_counter()
+    probability_N = _score(loaded, data, settings)
+    seconds = time.perf_counter() - started
+    users, per_user = user_auc(data.label_N, probability_N, data.user_N)
+    metrics = {
+        "auc": auc(data.label_N, probability_N),
+        "uauc": mean(per_user),
+        "log_loss": log_loss(data.label_N, probability_N),
+        "impressions": float(len(data)),
+        "users": float(len(users)),
+        "positive_share": float(data.label_N.mean()),
+        "impressions_per_second": len(data) / max(seconds, 1e-9),
+    }
+    return ImpressionResult(users, per_user, metrics)
+
+
+def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> NDArray[np.float64]:
+    out = []
+    with torch.inference_mode():
+        for start in range(0, len(data), settings.batch_size):
+            batch = within(data.batch(np.arange(start, min(start + settings.batch_size, len(data)))), loaded)
+            out.append(torch.sigmoid(loaded.model.logits(batch)).double())  # type: ignore[operator]
+    return torch.cat(out).numpy()
+
+
+def within(batch: RankingBatch, loaded: Loaded) -> RankingBatch:
+    """The batch with every index beyond the model's tables replaced by unknown (1)."""
+    categorical = [f.size for f in loaded.fields if f.kind == "categorical"]
+    multi = [f.size for f in loaded.fields if f.kind == "multi"]
+    limit_F = torch.tensor(categorical, dtype=torch.int64)
+    return RankingBatch(
+        categorical_BF=torch.where(batch.categorical_BF < limit_F, batch.categorical_BF, 1),
+        numeric_BG=batch.numeric_BG,
+        multi=tuple(torch.where(m < size, m, 1) for m, size in zip(batch.multi, multi, strict=True)),
+        missing_BN=batch.missing_BN,
+        label_B=batch.label_B,
+    )

@@ -1,0 +1,182 @@
+"""MLflow: runs, registered versions, aliases. Registration is idempotent by build tag; an alias moves last.
+
+One registered name per recipe and role, `NAME.retrieval` and `NAME.ranking`. The model is logged from
+code (`retrieval_pyfunc.py`, `ranking_pyfunc.py`), so nothing on the path is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from infra.config import Settings
+from infra.errors import ArtifactError, EnvironmentProblem
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from mlflow import MlflowClient
+    from mlflow.models import ModelSignature
+
+CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
+BUILD_TAG = "logs2rec.build"
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps runs and models."""
+
+    uri: str | None = None
+    """Tracking and registry server (http://..., postgresql://...); null: a SQLite file in the workspace."""
+    experiment: str | None = None
+    """Experiment name; the recipe's name if null."""
+
+
+class Registry:
+    """The MLflow client, bound to one store and experiment; use `registry()` to open it."""
+
+    def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
+        self.client, self.uri, self.experiment_id = client, uri, experiment_id
+
+    def register(
+        self,
+        name: str,
+        build: str,
+        *,
+        artifact: Path,
+        code: Path,
+        signature: ModelSignature,
+        example: pd.DataFrame,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        tags: Mapping[str, str],
+        files: Mapping[str, Path],
+    ) -> tuple[str, str]:
+        """Log a run with its model and register it as a version of `name`; returns (version, run id).
+
+        A version that already carries `build` is returned as it is: a command that died after the
+        registration registers nothing twice.
+        """
+        import mlflow
+
+        found = self.client.search_model_versions(f"name = '{name}' and tags.`{BUILD_TAG}` = '{build}'")
+        if found:
+            return str(found[0].version), str(found[0].run_id)
+        with mlflow.start_run(experiment_id=self.experiment_id, run_name=f"{name} {build}") as run:
+            mlflow.set_tags({BUILD_TAG: build, **tags})
+            mlflow.log_params({k: str(v)[:6000] for k, v in params.items()})
+            mlflow.log_metrics({k: v for k, v in metrics.items() if v == v})
+            for folder, file in files.items():
+                mlflow.log_artifact(str(file), folder)
+            logged = mlflow.pyfunc.log_model(
+                name="model",
+                python_model=str(code),
+                artifacts={"model": str(artifact)},
+                signature=signature,
+                pip_requirements=["logs2rec"],
+            )
+        if not any(m.name == name for m in self.client.search_registered_models(f"name = '{name}'")):
+            self.client.create_registered_model(name)
+        version = self.client.create_model_version(
+            name, logged.model_uri, run.info.run_id, tags={BUILD_TAG: build, **tags}, model_id=logged.model_id
+        )
+        return str(version.version), run.info.run_id
+
+    def alias(self, name: str, alias: str) -> str | None:
+        """The version that an alias points at, if there is one."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return str(self.client.get_model_version_by_alias(name, alias).version)
+        except MlflowException:
+            return None
+
+    def move_alias(self, name: str, alias: str, version: str) -> None:
+        """Point the alias at a version."""
+        self.client.set_registered_model_alias(name, alias, version)
+
+    def artifact(self, name: str, version: str, into: Path) -> Path:
+        """Download a version's artifact directory (the one `train.load` reads) below `into`."""
+        import mlflow
+
+        local = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(into)))
+        found = sorted(local.glob("artifacts/*/MANIFEST.json"))
+        if len(found) != 1:
+            raise ArtifactError(f"models:/{name}/{version}: expected one model artifact, found {len(found)}")
+        return found[0].parent
+
+    def attach(self, run_id: str, file: Path) -> None:
+        """Add a file to a run's artifacts."""
+        self.client.log_artifact(run_id, str(file))
+
+
+@contextmanager
+def registry(settings: TrackingSettings, workspace: Path, default_experiment: str) -> Iterator[Registry]:
+    """Open the store; raises EnvironmentProblem when it cannot be reached."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    import logging
+
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    uri = tracking_uri(settings, workspace)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    name = settings.experiment or default_experiment
+    try:
+        client = mlflow.MlflowClient()
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            # A local store keeps its files in the workspace; a server decides for itself.
+            location = (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
+            experiment_id = client.create_experiment(name, artifact_location=location)
+        else:
+            experiment_id = experiment.experiment_id
+    except (MlflowException, OSError) as error:
+        mlflow.set_tracking_uri(before)
+        raise EnvironmentProblem(f"tracking.uri {uri}: {' '.join(str(error).split())[:300]}") from error
+    try:
+        yield Registry(client, uri, experiment_id)
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def tracking_uri(settings: TrackingSettings, workspace: Path) -> str:
+    """The store's address."""
+    return settings.uri or f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+_QUERY = """
+import json, sys
+import mlflow, pandas as pd
+uri, model, example = json.loads(sys.stdin.read())
+mlflow.set_tracking_uri(uri)
+answer = mlflow.pyfunc.load_model(model).predict(pd.DataFrame(example["rows"], columns=example["columns"]))
+print("ANSWER" + answer.to_json(orient="split"))
+"""
+
+
+def query_in_clean_process(uri: str, model: str, example: pd.DataFrame) -> dict[str, Any]:
+    """Load `models:/...` in a fresh interpreter, elsewhere, and return its answer for `example`.
+
+    Raises ArtifactError with the process's last words when it cannot.
+    """
+    rows = example.astype(object).where(example.notna(), None).values.tolist()
+    request = json.dumps([uri, model, {"columns": list(example.columns), "rows": rows}])
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [sys.executable, "-c", _QUERY], input=request, capture_output=True, text=True, cwd=elsewhere, timeout=300
+        )
+    answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
+    if done.returncode or not answer:
+        raise ArtifactError(f"{model}: does not answer in a clean process: {done.stderr.strip()[-500:]}")
+    found: dict[str, Any] = json.loads(answer[-1].removeprefix("ANSWER"))
+    return found
