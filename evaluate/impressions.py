@@ -9,23 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from evaluate.metrics.accuracy import mean
 from evaluate.metrics.binary import auc, log_loss, user_auc
-from infra.config import Settings
+from evaluate.settings import ImpressionSettings
 from infra.errors import UsageError
 from infra.lake import Lake
 from train.artifact import Loaded, load
 from train.loader import RankingData
 from train.protocol import RankingBatch
-
-
-class ImpressionSettings(Settings):
-    """What is measured of a ranking model."""
-
-    batch_size: int = Field(4096, ge=1)
-    """Impressions scored at once."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,8 @@ def evaluate_impressions(
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
     users, per_user = user_auc(data.label_N, probability_N, data.user_N)
+    both_classes = ~np.isnan(per_user)  # a user with a single class has no AUC
+    users, per_user = users[both_classes], per_user[both_classes]
     metrics = {
         "auc": auc(data.label_N, probability_N),
         "uauc": mean(per_user),

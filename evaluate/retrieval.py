@@ -17,11 +17,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from evaluate.metrics.accuracy import mean, summarise
 from evaluate.metrics.diversity import ItemCategories, catalogue_coverage, category_count, gini
-from infra.config import Settings
+from evaluate.settings import RetrievalSettings
 from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, UNKNOWN
@@ -31,23 +30,6 @@ from train.protocol import SequenceBatch
 from train.ranking import MISS, target_ranks, top_k
 
 CANDIDATE_SETS = ("all_items", "history_removed")
-
-
-class RetrievalSettings(Settings):
-    """What is measured of a sequence model."""
-
-    ks: tuple[int, ...] = (5, 10, 20, 50)
-    """Cut-offs of HR and NDCG."""
-    list_length: int = Field(20, ge=1)
-    """Length of the lists behind coverage and diversity."""
-    category_field: str | None = None
-    """The items' field whose distinct values are counted per list."""
-    steps: int | None = Field(None, ge=1)
-    """Steps of the reverse process at inference; the model's own number if null."""
-    seed: int = Field(0, ge=0)
-    """Of the noise at inference."""
-    batch_size: int = Field(256, ge=1)
-    """Users scored at once."""
 
 
 @dataclass(frozen=True)

@@ -153,8 +153,8 @@ class Contract(Settings):
         for side in ("users", "items"):
             if any(f.source == side for f in self.fields) and getattr(self, side) is None:
                 raise ValueError(f"{side}: a field comes from there, so say where the file lies")
-        for side in (self.users, self.items):
-            if side is not None and "{date}" in side.path:
+        for file in (self.users, self.items):
+            if file is not None and "{date}" in file.path:
                 raise ValueError("side files carry no {date}: they are read as they are at each run")
         return self
 

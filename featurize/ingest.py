@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -27,7 +28,7 @@ from infra import tables
 from infra.commit import DataFile, commit, write_file
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
-from infra.tables import INGESTED_FILES, QUARANTINE, UNDATED
+from infra.tables import INGESTED_FILES, QUARANTINE, UNDATED, Table
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -39,8 +40,10 @@ class Ingested:
 
     versions: dict[str, int]
     accounts: dict[str, dict[str, int]]
-    reasons: dict[str, int]
+    reasons: dict[str, dict[str, int]]
+    """arrival -> reason -> quarantined rows."""
     last_day: str
+    seconds: float
 
 
 def ingest(
@@ -57,48 +60,45 @@ def ingest(
     Raises DataRefused when a column is missing, or when more than rules.max_bad_share of the rows are bad;
     AuditError when the rows do not add up. Nothing is committed then.
     """
+    started = perf_counter()
     arrivals = sorted({f.arrival for f in files})
-    plan = RowPlan.of(contract)
-    parsed = _parse(spark, plan, splits(root, files, contract.source, columns_needed(contract)))
+    sides = [s for s in (side_table(contract, root, "user"), side_table(contract, root, "item")) if s is not None]
+    parsed = _parse(spark, RowPlan.of(contract), splits(root, files, contract.source, columns_needed(contract)))
     parsed.persist()
+    marked = _mark_duplicates(spark, lake, contract, parsed, prior, arrivals).persist()
     try:
-        marked = _mark_duplicates(spark, lake, contract, parsed, prior, arrivals)
-        marked.persist()
         account = _account(marked, parsed, files)
-        reasons = Counter(
-            {r.reason: r["count"] for r in parsed.where("reason is not null").groupBy("reason").count().collect()}
-        )
-        _refuse_if_bad(contract, account, reasons)
-        events = tables.events(contract.kinds_from("log"))
-        written = {
-            events: delta.write(_event_rows(marked), lake, events),
-            QUARANTINE: delta.write(
-                parsed.where("reason is not null").repartition(1).sortWithinPartitions("arrival", "file", "position"),
-                lake,
-                QUARANTINE,
-            ),
-            INGESTED_FILES: _file_rows(lake, files, account),
-        }
+        reasons = _reasons(parsed, arrivals)
+        _refuse_if_bad(contract, account, sum(reasons.values(), Counter()))
+        written = _write(lake, contract, parsed, marked)
     finally:
+        marked.unpersist()
         parsed.unpersist()
-    for side in (side_table(contract, root, "user"), side_table(contract, root, "item")):
-        if side is not None:
-            table, rows = side
-            written[table] = [write_file(lake.path(table.name), table, {"arrival": a}, [rows]) for a in arrivals[-1:]]
+    events = next(t for t in written if t.name == "events")
     _audit(account, written[events], written[QUARANTINE])
+    written[INGESTED_FILES] = _file_rows(lake, files, account)
+    for table, rows in sides:
+        written[table] = [write_file(lake.path(table.name), table, {"arrival": arrivals[-1]}, [rows])]
     versions = {
-        table.name: commit(
-            lake,
-            table,
-            table_files,
-            replace={"arrival": arrivals},
-            app_id=f"{table.name}:{arrivals[-1]}",
-            metadata=metadata,
-        )
-        for table, table_files in written.items()
+        t.name: commit(lake, t, f, replace={"arrival": arrivals}, metadata=metadata) for t, f in written.items()
     }
-    days = [f.partition["ds"] for f in written[events]]
-    return Ingested(versions, _by_arrival(files, account), dict(reasons), max(days, default=""))
+    by_arrival = {a: dict(sorted(c.items())) for a, c in reasons.items()}
+    last_day = max((f.partition["ds"] for f in written[events]), default="")
+    return Ingested(versions, _by_arrival(files, account), by_arrival, last_day, perf_counter() - started)
+
+
+def _write(lake: Lake, contract: Contract, parsed: DataFrame, marked: DataFrame) -> dict[Table, list[DataFile]]:
+    """The files of events and quarantine."""
+    events = tables.events(contract.kinds_from("log"))
+    refused = parsed.where("reason is not null").repartition(1).sortWithinPartitions("arrival", "file", "position")
+    return {events: delta.write(_event_rows(marked), lake, events), QUARANTINE: delta.write(refused, lake, QUARANTINE)}
+
+
+def _reasons(parsed: DataFrame, arrivals: Sequence[str]) -> dict[str, Counter[str]]:
+    reasons: dict[str, Counter[str]] = {a: Counter() for a in arrivals}
+    for r in parsed.where("reason is not null").groupBy("arrival", "reason").count().collect():
+        reasons[r.arrival][r.reason] += r["count"]
+    return reasons
 
 
 def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataFrame:

@@ -79,7 +79,7 @@ def build(
         frame.unpersist()
     field_file = write_file(lake.path(FIELDS.name), FIELDS, {"as_of": day}, [described])
     versions = {
-        t.name: commit(lake, t, f, replace={"as_of": [day]}, app_id=f"{t.name}:{day}", metadata=metadata)
+        t.name: commit(lake, t, f, replace={"as_of": [day]}, metadata=metadata)
         for t, f in ((table, files), (FIELDS, [field_file]))
     }
     rates = dict(zip(described["name"].to_pylist(), described["missing_rate"].to_pylist(), strict=True))

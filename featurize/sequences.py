@@ -113,7 +113,7 @@ def build(
         raise DataRefused(
             f"sequences: no user has two events to train on before {day}; check sequences.split and the dates"
         )
-    version = commit(lake, SEQUENCES, files, replace={"as_of": [day]}, app_id=f"sequences:{day}", metadata=metadata)
+    version = commit(lake, SEQUENCES, files, replace={"as_of": [day]}, metadata=metadata)
     return {SEQUENCES.name: version}, rows
 
 

@@ -41,13 +41,13 @@ def open_stream(location: str) -> io.BufferedIOBase:
     if location.endswith(".gz"):
         import gzip
 
-        return gzip.open(location, "rb")  # type: ignore[return-value]
+        return gzip.open(location, "rb")
     if location.endswith(".zst"):
         import zstandard
 
         raw = open(location, "rb")  # noqa: SIM115  (closed by the reader)
         reader = zstandard.ZstdDecompressor().stream_reader(raw, closefd=True, read_across_frames=True)
-        return io.BufferedReader(reader)  # type: ignore[return-value]
+        return io.BufferedReader(reader)
     return open(location, "rb")
 
 

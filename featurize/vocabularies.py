@@ -87,7 +87,6 @@ def build(
                 table,
                 delta.write(indexed.where(f"field {condition} '{ITEM}'"), lake, table),
                 replace={"arrival": replaced},
-                app_id=f"{table.name}:{as_of}",
                 metadata=metadata,
             )
             for table, condition in ((ITEMS, "="), (FIELD_VALUES, "<>"))
@@ -109,9 +108,7 @@ def read(lake: Lake, versions: Mapping[str, int], as_of: str) -> dict[str, pa.Ta
     both = pa.concat_tables(
         [t.select(["arrival", "field", "index", "key"]) for t in (items, values)], promote_options="permissive"
     )
-    both = both.filter(pc.less_equal(both["arrival"], as_of)).sort_by(
-        [("field", "ascending"), ("index", "ascending")]
-    )
+    both = both.filter(pc.less_equal(both["arrival"], as_of)).sort_by([("field", "ascending"), ("index", "ascending")])
     out = {}
     for field in pc.unique(both["field"]).to_pylist():
         out[field] = both.filter(pc.equal(both["field"], field)).select(["index", "key"])

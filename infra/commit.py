@@ -67,13 +67,13 @@ def commit(
     files: Sequence[DataFile],
     *,
     replace: Mapping[str, Sequence[str]],
-    app_id: str,
     metadata: Mapping[str, Any],
 ) -> int:
     """Replace the partitions named by `replace` by `files`, in one commit; returns its version.
 
-    `replace` maps partition columns to values, e.g. {"arrival": ["2026-01-03"]}; every file must lie
-    inside it. `app_id` names (table, partition): of two writers of it one fails.
+    `replace` maps a partition column to values, e.g. {"arrival": ["2026-01-03"]}; every file must lie inside
+    it. Each of those partitions has an application transaction of its own, so that of two writers of the
+    same partition, new or not, one fails.
 
     Raises CommitError when a file is not what its report says (nothing is committed then), and
     CommitConflict when another writer came first.
@@ -82,16 +82,17 @@ def commit(
     for file in files:
         _verify(lake, table, file, replace)
     delta = lake.open(table.name)
-    # Our application transaction's number: one past the last, so that of two concurrent writers one conflicts.
-    number = (delta.transaction_version(app_id) or 0) + 1
+    transactions = {}
+    for app_id in (f"{table.name}:{column}={value}" for column, values in replace.items() for value in values):
+        transactions[app_id] = (delta.transaction_version(app_id) or 0) + 1
     commit_id = uuid.uuid4().hex
     try:
-        _transact(delta, table, files, replace, Transaction(app_id, number), {**metadata, COMMIT_ID: commit_id})
+        _transact(delta, table, files, replace, transactions, {**metadata, COMMIT_ID: commit_id})
     except Exception as error:
         # An error does not mean "not committed": the answer may have been lost. The log knows.
         version = _find(lake.open(table.name), commit_id)
         if version is None:
-            raise _explain(lake, table, app_id, number, error) from error
+            raise _explain(lake, table, transactions, error) from error
     else:
         version = _find(lake.open(table.name), commit_id)
         if version is None:
@@ -113,13 +114,13 @@ def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, 
     file = write_file(lake.path(table.name), table, {}, [data])
     commit_id = uuid.uuid4().hex
     try:
-        _transact(delta, table, [file], None, Transaction(app_id, 1), {COMMIT_ID: commit_id})
+        _transact(delta, table, [file], None, {app_id: 1}, {COMMIT_ID: commit_id})
     except Exception as error:
         fresh = lake.open(table.name)
         if _find(fresh, commit_id) is None:
             if fresh.transaction_version(app_id) is not None:
                 return False
-            raise _explain(lake, table, app_id, 1, error) from error
+            raise _explain(lake, table, {app_id: 1}, error) from error
     version = _find(lake.open(table.name), commit_id)
     if version is not None:
         _fsync_log(lake, table, version)
@@ -131,7 +132,7 @@ def _transact(
     table: Table,
     files: Sequence[DataFile],
     replace: Mapping[str, Sequence[str]] | None,
-    transaction: Transaction,
+    transactions: Mapping[str, int],
     metadata: Mapping[str, Any],
 ) -> None:
     actions: list[AddAction | RemoveAction] = [
@@ -154,7 +155,7 @@ def _transact(
         partition_filters=filters or None,
         commit_properties=CommitProperties(
             custom_metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
-            app_transactions=[transaction],
+            app_transactions=[Transaction(app_id, number) for app_id, number in transactions.items()],
         ),
     )
 
@@ -197,12 +198,13 @@ def _find(delta: DeltaTable, commit_id: str) -> int | None:
     return None
 
 
-def _explain(lake: Lake, table: Table, app_id: str, number: int, error: Exception) -> CommitError:
-    if (lake.open(table.name).transaction_version(app_id) or 0) >= number or "oncurrent" in str(error):
-        return CommitConflict(f"table {table.name!r}: another writer committed {app_id!r} first; run the command again")
-    return CommitError(
-        f"table {table.name!r}: the commit failed ({error}); nothing was published, run the command again"
-    )
+def _explain(lake: Lake, table: Table, transactions: Mapping[str, int], error: Exception) -> CommitError:
+    fresh = lake.open(table.name)
+    taken = [a for a, number in transactions.items() if (fresh.transaction_version(a) or 0) >= number]
+    if taken or "oncurrent" in str(error):
+        what = ", ".join(taken) or table.name
+        return CommitConflict(f"table {table.name!r}: another writer committed {what} first; run the command again")
+    return CommitError(f"table {table.name!r}: the commit failed ({error}); nothing was published, run again")
 
 
 def _fsync_folder(folder: Path) -> None:

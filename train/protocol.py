@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -75,12 +75,12 @@ Batch = TypeVar("Batch", SequenceBatch, RankingBatch)
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The batch with every tensor on `device`."""
 
-    def move(value: Tensor | tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+    def move(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(v.to(device, non_blocking=True) for v in value)
         return value.to(device, non_blocking=True)
 
-    return type(batch)(**{f.name: move(getattr(batch, f.name)) for f in fields(batch)})
+    return replace(batch, **{f.name: move(getattr(batch, f.name)) for f in fields(batch)})
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import Array, ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+from mlflow.types.schema import Array
 
 import train
 from infra.tables import UNKNOWN, Kind
 from train.artifact import ITEM_FIELD
 from train.protocol import FieldSpec, RankingBatch
 
-_TYPES = {
+_TYPES: dict[Kind, Array | DataType] = {
     Kind.CATEGORICAL: DataType.string,
     Kind.NUMERIC: DataType.double,
     Kind.MULTI: Array(DataType.string),
@@ -32,11 +33,11 @@ _TYPES = {
 
 def signature(fields: Sequence[FieldSpec]) -> ModelSignature:
     """One optional column per field; the answer is `probability`."""
-    columns = [ColSpec(_TYPES[f.kind], f.name, required=False) for f in fields]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(_TYPES[f.kind], f.name, required=False) for f in fields]
     return ModelSignature(inputs=Schema(columns), outputs=Schema([ColSpec(DataType.double, "probability")]))
 
 
-class RankingPyfunc(PythonModel):  # type: ignore[misc]
+class RankingPyfunc(PythonModel):
     """Probability of a positive label for each row of raw features."""
 
     def load_context(self, context: PythonModelContext) -> None:

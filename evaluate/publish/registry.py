@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from infra.config import Settings
+from evaluate.settings import TrackingSettings
 from infra.errors import ArtifactError, EnvironmentProblem
 
 if TYPE_CHECKING:
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
 BUILD_TAG = "logs2rec.build"
-
-
-class TrackingSettings(Settings):
-    """Where MLflow keeps runs and models."""
-
-    uri: str | None = None
-    """Tracking and registry server (http://..., postgresql://...); null: a SQLite file in the workspace."""
-    experiment: str | None = None
-    """Experiment name; the recipe's name if null."""
 
 
 class Registry:

@@ -14,7 +14,8 @@ import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from mlflow.types import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array
 
 import train
 from infra.tables import FIRST_INDEX, UNKNOWN
@@ -32,7 +33,7 @@ def signature() -> ModelSignature:
     )
 
 
-class RetrievalModel(PythonModel):  # type: ignore[misc]
+class RetrievalModel(PythonModel):
     """Top-K items by inner product; items of the history are left out unless `keep_history`."""
 
     def load_context(self, context: PythonModelContext) -> None:

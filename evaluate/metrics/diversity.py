@@ -1,0 +1,146 @@
+"""How varied the recommendations are: catalogue coverage, exposure and categories per list.
+
+Shapes: B users, K slots, V item indices, M category entries of all items together.
+Lists are item indices (B, K); 0 is an empty slot and never counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from infra.errors import UsageError
+from infra.tables import PADDING
+
+#: Users at once in `category_count`, which needs about 40 bytes x this x K x categories per item.
+_USERS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class ItemCategories:
+    """The categories of each item, multi-valued, as compressed rows.
+
+    Item i has the categories values[offsets[i] : offsets[i + 1]]; offsets (V + 1,), values (M,). The
+    row of item 0 (padding) must be there. Categories are vocabulary indices; 1 (unknown) counts like
+    any other. UsageError if the two arrays do not fit.
+    """
+
+    offsets: NDArray[np.int64]
+    values: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        starts = self.offsets
+        if starts.ndim != 1 or not starts.size or starts[0] != 0 or starts[-1] != len(self.values):
+            raise UsageError(f"item categories: offsets must run from 0 to {len(self.values)} (their values)")
+        if np.any(np.diff(starts) < 0):
+            raise UsageError("item categories: offsets must not decrease")
+        if self.values.size and not 0 <= self.values.min() <= self.values.max() < 2**31:
+            raise UsageError("item categories: a category is no vocabulary index (0 to 2**31 - 1)")
+
+    @classmethod
+    def from_lists(cls, categories: Sequence[Iterable[int]]) -> ItemCategories:
+        """From one collection of categories per item index (index 0 included).
+
+        >>> ItemCategories.from_lists([[], [7], [7, 9]]).offsets.tolist()
+        [0, 0, 1, 3]
+        """
+        rows = [list(row) for row in categories]
+        offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+        values = np.fromiter((value for row in rows for value in row), np.int64, count=int(offsets[-1]))
+        return cls(offsets, values)
+
+
+def catalogue_coverage(lists: ArrayLike, catalogue_items: int) -> float:
+    """Distinct recommended items / candidate items, from exact counts; in [0, 1].
+
+    `catalogue_items` counts the candidates (padding and unknown are none). UsageError if it is
+    below 1 or below the number of distinct items recommended.
+
+    >>> catalogue_coverage([[2, 3], [3, 0]], catalogue_items=8)
+    0.25
+    """
+    items, _ = _exposure(lists, catalogue_items)
+    return len(items) / catalogue_items
+
+
+def gini(lists: ArrayLike, catalogue_items: int) -> float:
+    """Gini coefficient of item exposure over all candidates, those never recommended included.
+
+    0: every candidate is recommended equally often; 1 - 1/n: one of n candidates takes every slot.
+    With exposures sorted ascending x_1..x_n: sum((2 i - n - 1) x_i) / (n sum(x)). NaN for empty lists.
+
+    >>> gini([[2, 3]], catalogue_items=2), gini([[2], [2]], catalogue_items=4)
+    (0.0, 0.75)
+    """
+    _, counts = _exposure(lists, catalogue_items)
+    total = int(counts.sum())
+    if not total:
+        return float("nan")
+    # Candidates without exposure come first and add nothing; only the positions of the others matter.
+    position = np.arange(catalogue_items - len(counts) + 1, catalogue_items + 1)
+    weighted = int(((2 * position - catalogue_items - 1) * np.sort(counts)).sum())
+    return weighted / (catalogue_items * total)
+
+
+def category_count(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.int64]:
+    """Number of distinct categories in each user's list; (B, K) -> (B,).
+
+    A category that several items (or one item twice) carry counts once; an item without categories
+    adds none. UsageError if a list holds an item index beyond the table.
+
+    >>> genres = ItemCategories.from_lists([[], [], [5, 6], [6]])
+    >>> category_count([[2, 3], [3, 0]], genres).tolist()
+    [2, 1]
+    """
+    lists_BK = _checked(lists)
+    items = len(categories.offsets) - 1
+    if lists_BK.size and lists_BK.max() >= items:
+        raise UsageError(f"item index {lists_BK.max()}: the category table holds indices up to {items - 1}")
+    parts = [
+        _count_distinct(lists_BK[start : start + _USERS_AT_ONCE], categories)
+        for start in range(0, len(lists_BK), _USERS_AT_ONCE)
+    ]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def _count_distinct(lists_BK: NDArray[np.int64], categories: ItemCategories) -> NDArray[np.int64]:
+    user, slot = np.nonzero(lists_BK != PADDING)
+    item = lists_BK[user, slot]
+    first = categories.offsets[item]
+    length = categories.offsets[item + 1] - first
+    # Entry j of the expansion belongs to the item whose run of entries it falls into.
+    run_start = np.cumsum(length) - length
+    entry = np.arange(int(length.sum())) + np.repeat(first - run_start, length)
+    # (user, category) as one integer: a user's equal categories become neighbours when sorted.
+    pairs = (np.repeat(user, length) << 32) + categories.values[entry]
+    pairs.sort()
+    distinct = np.diff(pairs, prepend=-1) != 0
+    return np.bincount(pairs[distinct] >> 32, minlength=len(lists_BK))
+
+
+def _exposure(lists: ArrayLike, catalogue_items: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct items recommended and how often each is."""
+    if catalogue_items < 1:
+        raise UsageError(f"catalogue_items={catalogue_items}: must be at least 1")
+    lists_BK = _checked(lists)
+    items, counts = np.unique(lists_BK[lists_BK != PADDING], return_counts=True)
+    if len(items) > catalogue_items:
+        raise UsageError(
+            f"{len(items)} distinct items are recommended from a catalogue of {catalogue_items}; "
+            "pass the number of candidate items that the lists were drawn from"
+        )
+    return items, counts
+
+
+def _checked(lists: ArrayLike) -> NDArray[np.int64]:
+    lists_BK = np.asarray(lists)
+    if lists_BK.ndim != 2:
+        raise UsageError(f"lists: expected shape (users, slots), found {lists_BK.shape}")
+    if lists_BK.size == 0:
+        return np.zeros(lists_BK.shape, dtype=np.int64)
+    if lists_BK.dtype.kind not in "iu" or lists_BK.min() < 0:
+        raise UsageError("lists: expected item indices, whole numbers from 0 (0 = empty slot)")
+    return lists_BK.astype(np.int64, copy=False)

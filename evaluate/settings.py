@@ -1,0 +1,40 @@
+"""The settings of evaluation and tracking, apart from the code that needs torch and mlflow."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from infra.config import Settings
+
+
+class RetrievalSettings(Settings):
+    """What is measured of a sequence model."""
+
+    ks: tuple[int, ...] = (5, 10, 20, 50)
+    """Cut-offs of HR and NDCG."""
+    list_length: int = Field(20, ge=1)
+    """Length of the lists behind coverage and diversity."""
+    category_field: str | None = None
+    """The items' field whose distinct values are counted per list."""
+    steps: int | None = Field(None, ge=1)
+    """Steps of the reverse process at inference; the model's own number if null."""
+    seed: int = Field(0, ge=0)
+    """Of the noise at inference."""
+    batch_size: int = Field(256, ge=1)
+    """Users scored at once."""
+
+
+class ImpressionSettings(Settings):
+    """What is measured of a ranking model."""
+
+    batch_size: int = Field(4096, ge=1)
+    """Impressions scored at once."""
+
+
+class TrackingSettings(Settings):
+    """Where MLflow keeps runs and models."""
+
+    uri: str | None = None
+    """Tracking and registry server (http://..., postgresql://...); null: a SQLite file in the workspace."""
+    experiment: str | None = None
+    """Experiment name; the recipe's name if null."""

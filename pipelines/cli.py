@@ -1,0 +1,239 @@
+"""The command line. Results on stdout (with --json the last line is one JSON object), progress on stderr.
+
+Exit codes: 0 done, 1 internal failure, 2 wrong use or configuration, 3 data refused, 4 gate held.
+Everything heavy is imported inside the command that needs it: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from infra.errors import GateHeld, Logs2RecError, UsageError
+
+if TYPE_CHECKING:
+    from pipelines.context import Context
+
+app = typer.Typer(
+    help="From raw interaction logs to a registered recommender.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="Recipe (YAML).")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setting: a.b=value. Repeatable.")]
+First = Annotated[str | None, typer.Option("--from", help="First arrival date to ingest, YYYY-MM-DD.")]
+Last = Annotated[str | None, typer.Option("--to", help="Last arrival date to ingest; also the run date.")]
+Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
+RoleName = Annotated[str | None, typer.Option("--role", help="retrieval or ranking; both if left out.")]
+
+
+@app.command()
+def simulate(
+    out: Annotated[Path, typer.Argument(help="Folder to write; must be empty or absent.")],
+    users: Annotated[int, typer.Option(help="Number of users.")] = 1500,
+    items: Annotated[int, typer.Option(help="Number of items.")] = 400,
+    days: Annotated[int, typer.Option(help="Number of arrival days.")] = 10,
+    seed: Annotated[int, typer.Option(help="Same arguments, same bytes.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Write raw logs with known structure and known defects, and truth.json with the planted counts."""
+    from featurize.simulate import simulate as write
+
+    truth = write(out, users=users, items=items, days=days, seed=seed)
+    bad = sum(truth["quarantined"].values())
+    typer.echo(
+        f"{out}: {truth['rows']:,} rows on {days} days: {truth['events']:,} events ({truth['late']:,} late), "
+        f"{truth['duplicates']:,} duplicates, {bad:,} bad"
+    )
+    _finish(truth, as_json)
+
+
+@app.command()
+def run(config: Config, first: First = None, last: Last = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Every stage that is not published yet, in order: raw logs to a registered, promoted model."""
+    from pipelines.run import STAGES
+    from pipelines.run import run as carry_out
+    from pipelines.summary import show
+
+    with _context(config, overrides, first, last, len(STAGES) + 4) as ctx:
+        outcome = carry_out(ctx)
+        show(outcome, _truth(ctx))
+    _finish(outcome.as_json(), as_json)
+    _held(outcome.held)
+
+
+@app.command()
+def stage(
+    name: Annotated[
+        str, typer.Argument(help="events, vocabularies, sequences, samples, train, evaluate, register, promote.")
+    ],
+    config: Config,
+    first: First = None,
+    last: Last = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """One stage, over whatever is published in front of it."""
+    from pipelines.run import STAGES
+    from pipelines.run import run as carry_out
+
+    if name not in STAGES:
+        raise UsageError(f"stage {name!r}: choose one of {', '.join(STAGES)}")
+    with _context(config, overrides, first, last, 1) as ctx:
+        ctx.only = name
+        outcome = carry_out(ctx)
+    mine = [s for s in outcome.stages if s["unit"].partition(":")[0] == name]
+    for step in mine:
+        typer.echo(f"{step['unit']} {step['date']}: {step['status']} {json.dumps(step['outputs'])}")
+    _finish(outcome.as_json(), as_json)
+    _held(outcome.held if name == "promote" else [])
+
+
+@app.command()
+def status(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+    """What is published, per stage and date, with versions and lineage; aliases and promotions."""
+    from pipelines.status import status as look
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = look(ctx)
+    for row in found["published"]:
+        typer.echo(f"{row['published_at']}  {row['date']:<10}  {row['unit']:<28} {json.dumps(row['outputs'])}")
+        typer.echo(f"{'':<39}from {json.dumps(row['inputs'])}")
+    for name, aliases in found["aliases"].items():
+        typer.echo(f"{name}: " + ", ".join(f"{a} {v or '-'}" for a, v in aliases.items()))
+    if not found["published"]:
+        typer.echo("Nothing is published yet.")
+    _finish(found, as_json)
+
+
+@app.command()
+def promote(config: Config, role: RoleName = None, overrides: Set = None, as_json: Json = False) -> None:
+    """Ask the gate again about the newest registered versions, and move the alias if it agrees."""
+    from pipelines.promotion import promote as decide
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = decide(ctx, role)
+    for entry in found:
+        typer.echo(f"{entry['name']} version {entry['version']}: {entry['verdict']}; {'; '.join(entry['reasons'])}")
+    _finish({"models": found}, as_json)
+    _held([e["name"] for e in found if e["alias"] != "champion"])
+
+
+@app.command()
+def rollback(
+    config: Config,
+    reason: Annotated[str, typer.Option(help="Why; kept in the promotions table.")],
+    role: RoleName = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Point champion back at the version it replaced."""
+    from pipelines.promotion import rollback as go_back
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = go_back(ctx, role, reason)
+    for entry in found:
+        typer.echo(f"{entry['name']}: champion is version {entry['version']} again (was {entry['from_version']})")
+    _finish({"models": found}, as_json)
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Recipe whose services to look at.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The machine and its services: what was found, what is missing, and what to do about it."""
+    from infra.doctor import examine
+
+    if config is not None:
+        from pipelines.recipe import open_recipe
+
+        recipe, _ = open_recipe(config, overrides or ())
+        findings = examine(recipe.workspace, recipe.tracking.uri, recipe.ray.address)
+    else:
+        findings = examine(Path("build"))
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'MISS'}  {finding.name:<12} {finding.found}")
+        if finding.advice:
+            typer.echo(f"      {'':<12} -> {finding.advice}")
+    healthy = all(f.ok for f in findings)
+    listed = [{"name": f.name, "ok": f.ok, "found": f.found, "advice": f.advice} for f in findings]
+    _finish({"ok": healthy, "findings": listed}, as_json)
+    if not healthy:
+        raise typer.Exit(2)
+
+
+def _context(config: Path, overrides: list[str] | None, first: str | None, last: str | None, units: int) -> Context:
+    from pipelines.context import Context
+    from pipelines.progress import Progress
+    from pipelines.recipe import open_recipe
+
+    for option, value in (("--from", first), ("--to", last)):
+        _check_date(option, value)
+    if first is not None and last is not None and first > last:
+        raise UsageError(f"--from {first} lies after --to {last}")
+    recipe, contract = open_recipe(config, overrides or ())
+    return Context(recipe, contract, Progress(units), first=first, last=last)
+
+
+def _check_date(option: str, value: str | None) -> None:
+    from datetime import date
+
+    try:
+        if value is not None and date.fromisoformat(value).isoformat() != value:
+            raise ValueError
+    except ValueError:
+        raise UsageError(f"{option} {value!r}: expected a date as YYYY-MM-DD") from None
+
+
+def _truth(ctx: Context) -> dict[str, Any] | None:
+    """The simulator's planted counts, when the whole of its log was ingested."""
+    path = ctx.recipe.data / "truth.json"
+    if not path.is_file() or ctx.first or ctx.last:
+        return None
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _finish(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, default=str))
+
+
+def _held(names: list[str]) -> None:
+    if names:
+        held = ", ".join(names)
+        raise GateHeld(f"the gate did not promote {held}; the reasons stand above and in the table promotions")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: turns every error into a message and an exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments)
+    except Logs2RecError as error:
+        typer.echo(f"error: {error}", err=True)
+        if "--json" in arguments and not isinstance(error, GateHeld):
+            typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was published stays, the rest is done by the next run", err=True)
+        sys.exit(130)
+    except Exception as error:
+        traceback.print_exc()
+        typer.echo(f"internal failure: {type(error).__name__}: {error}", err=True)
+        if "--json" in arguments:
+            typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": 1}))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""One command's view of a workspace: recipe, lake, ledger, and the sessions that its stages share.
+
+Spark and Ray are started by the first stage that needs them, and Spark is stopped before training, so
+that the two never hold memory at once.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from featurize.contract import Contract
+from infra.config import digest
+from infra.errors import UsageError
+from infra.lake import Lake
+from infra.ledger import Ledger, Published, code_version, key_of
+from pipelines.progress import Progress
+from pipelines.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+Work = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Does a unit's work and returns (outputs, report)."""
+
+
+@dataclass
+class Step:
+    """What became of one unit in this command."""
+
+    unit: str
+    date: str
+    status: str
+    """published (by this command) or skipped (it was published before)."""
+    outputs: Mapping[str, Any]
+    report: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass
+class Context:
+    """Open it with `with`; it closes the sessions it started."""
+
+    recipe: Recipe
+    contract: Contract
+    progress: Progress
+    first: str | None = None
+    """--from: the first arrival to ingest."""
+    last: str | None = None
+    """--to: the last arrival to ingest."""
+    only: str | None = None
+    """The one stage that may do work (`logs2rec stage`); None: all."""
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    steps: list[Step] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.workspace: Path = self.recipe.workspace
+        self.lake = Lake(self.workspace / "lake")
+        self.ledger = Ledger(self.lake)
+        self._spark: tuple[ExitStack, SparkSession] | None = None
+        self._ray: ExitStack | None = None
+
+    def __enter__(self) -> Context:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop_spark()
+        if self._ray is not None:
+            self._ray.close()
+        self.progress.__exit__(kind, error, trace)
+
+    def spark(self) -> SparkSession:
+        """The Spark session, started on first use."""
+        if self._spark is None:
+            from infra.spark import session
+
+            self.progress.note("starting Spark")
+            stack = ExitStack()
+            self._spark = stack, stack.enter_context(session(self.recipe.spark, f"logs2rec {self.recipe.name}"))
+        return self._spark[1]
+
+    def stop_spark(self) -> None:
+        """Stop Spark if it runs."""
+        if self._spark is not None:
+            self._spark[0].close()
+            self._spark = None
+
+    def ray(self) -> None:
+        """Connect to Ray, once."""
+        if self._ray is None:
+            from infra.cluster import cluster
+
+            self.stop_spark()
+            self.progress.note("starting Ray")
+            self._ray = ExitStack()
+            self._ray.enter_context(cluster(self.recipe.ray))
+
+    def metadata(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What every commit of a stage carries."""
+        return {
+            "logs2rec.runId": self.run_id,
+            "logs2rec.stage": stage,
+            "logs2rec.codeVersion": code_version(),
+            "logs2rec.contract": digest(self.contract),
+            "logs2rec.inputs": dict(inputs),
+        }
+
+    def publish(self, unit: str, date: str, inputs: Mapping[str, Any], config: Any, work: Work) -> Published:
+        """Do the unit's work unless its key is in the ledger, and publish what it returns."""
+        key = key_of(unit, date, inputs, config)
+        found = self.ledger.find(key)
+        if found is not None:
+            self.done(found, "skipped")
+            return found
+        self.may(unit)
+        self.progress.start(unit)
+        started = perf_counter()
+        outputs, report = work()
+        row = self.ledger.publish(
+            unit=unit,
+            date=date,
+            inputs=inputs,
+            config=config,
+            outputs=outputs,
+            report=report,
+            seconds=round(perf_counter() - started, 3),
+            run_id=self.run_id,
+        )
+        self.done(row, "published")
+        return row
+
+    def may(self, unit: str) -> None:
+        """Raise UsageError when `logs2rec stage` asked for another stage and this one is not published yet."""
+        stage = unit.partition(":")[0]
+        if self.only is not None and stage != self.only:
+            raise UsageError(
+                f"stage {self.only}: needs {unit}, which is not published for these dates and settings; "
+                f"run `logs2rec stage {stage}` or `logs2rec run` first"
+            )
+
+    def done(self, row: Published, status: str) -> None:
+        """Note what became of a unit."""
+        self.steps.append(Step(row.unit, row.date, status, row.outputs, row.report, row.seconds))
+        self.progress.finish(f"{row.unit} {row.date}", status, row.seconds)

@@ -1,0 +1,84 @@
+"""The day's report: decisions, figures with intervals, the account of the rows, lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evaluate.decision.gate import Decision
+from evaluate.decision.statistics import mean_interval
+from evaluate.publish.report import Intervals, Report, Section
+from pipelines.context import Context
+from pipelines.data_stages import COUNTS, Data
+from pipelines.roles import Role, roles
+
+
+def build(
+    ctx: Context,
+    data: Data,
+    decisions: Mapping[str, Decision],
+    models: list[dict[str, Any]],
+    tables: Mapping[str, Mapping[str, int]],
+) -> Report:
+    """Everything on the page comes from the ledger and the evaluation's files."""
+    found = {r.name: r for r in roles(ctx.recipe)}
+    folders = {s.unit: s.outputs["folder"] for s in ctx.steps if s.unit.startswith("evaluate:")}
+    return Report(
+        title=f"logs2rec: {ctx.recipe.name}",
+        run_date=data.day,
+        decisions=decisions,
+        sections=[*(_metrics(m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
+        intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
+        lineage={t: (v["version"], v["rows"]) for t, v in tables.items()},
+        configuration={"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")},
+    )
+
+
+def _metrics(model: Mapping[str, Any]) -> Section:
+    labels = list(model["metrics"])
+    rows = [[metric, *(model["metrics"][m][metric] for m in labels)] for metric in model["metrics"][labels[0]]]
+    about = (
+        "Whole catalogue, one target per user, means over users; all_items ranks every item, history_removed leaves "
+        "out what the user has had (and users whose target is among it)."
+        if model["role"] == "retrieval"
+        else "Observed labels. uauc: mean of the AUC of each user that has both labels."
+    )
+    return Section(f"{model['name']}: version {model['version']}", about, ["metric", *labels], rows)
+
+
+def _intervals(ctx: Context, role: Role, folder: str) -> Intervals:
+    table = pq.read_table(ctx.workspace / folder / "per_user.parquet")
+    rows = []
+    for run in role.models:
+        values = table.filter(pc.equal(table["model"], run.label))["value"].to_numpy()
+        rows.append((run.label, mean_interval(values, role.gate.seed)))
+    about = "Mean over users with its 95 % bootstrap interval over users."
+    return Intervals(f"{ctx.recipe.name}.{role.name}: {role.gate.metric}", about, rows)
+
+
+def _accounts(ctx: Context) -> Section:
+    rows = []
+    for step in ctx.steps:
+        if step.unit == "events":
+            reasons = ", ".join(f"{r} {n}" for r, n in step.report["reasons"].items()) or "none"
+            rows.append([step.date, *(step.report[c] for c in COUNTS), reasons])
+    about = "rows = events + duplicates + quarantined, per arrival; late ones are events of an earlier day."
+    return Section("Rows", about, ["arrival", *COUNTS, "quarantine reasons"], rows)
+
+
+def _missing(ctx: Context) -> Section:
+    rates: Mapping[str, float] = next((s.report["missing_rates"] for s in ctx.steps if s.unit == "samples"), {})
+    return Section(
+        "Missing features",
+        "Share of the training samples in which the field is absent or null in the log.",
+        ["field", "missing"],
+        [[field, rate] for field, rate in rates.items()],
+    )
+
+
+def _units(ctx: Context) -> Section:
+    rows = [[s.unit, s.date, s.status, s.seconds] for s in ctx.steps]
+    return Section("Stages", "What this run did.", ["unit", "date", "status", "seconds"], rows)

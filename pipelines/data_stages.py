@@ -1,0 +1,200 @@
+"""Steers the Spark stages: which arrivals, which dates, which table versions. No SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featurize import ingest, samples, sequences, sources, vocabularies
+from featurize.sources import RawFile
+from infra.config import digest
+from infra.errors import DataRefused, UsageError
+from infra.ledger import Published, key_of
+from infra.tables import FIELDS, ITEMS, SEQUENCES
+from pipelines.context import Context
+
+COUNTS = ("rows", "events", "duplicates", "quarantined", "late")
+
+
+@dataclass(frozen=True)
+class Data:
+    """What the model stages need to know of the data stages: pinned versions and the dates."""
+
+    versions: Mapping[str, int]
+    arrivals: tuple[str, ...]
+    day: str
+    items_hash: str = ""
+    sizes: Mapping[str, int] | None = None
+
+
+def run_data(ctx: Context, until: str | None = None) -> Data:
+    """events, vocabularies, sequences, samples: whatever is not published yet; `until` is the last one wanted."""
+    data = _events(ctx)
+    if until == "events":
+        return data
+    data = _vocabularies(ctx, data)
+    if until == "vocabularies":
+        return data
+    versions = dict(data.versions)
+    if ctx.recipe.retrieval is not None and until != "samples":
+        versions |= _sequences(ctx, data)
+    if ctx.recipe.ranking is not None and until != "sequences":
+        versions |= _samples(ctx, data)
+    return Data(versions, data.arrivals, data.day, data.items_hash, data.sizes)
+
+
+def _events(ctx: Context) -> Data:
+    """Every arrival has its own row in the ledger, chained to the one before it.
+
+    An arrival whose files changed, and every later one (its duplicates may be others now), is ingested
+    again, all of them in one Spark job.
+    """
+    files = _files_by_arrival(ctx)
+    published = _events_rows(ctx)
+    arrivals: list[str] = []
+    pending: list[str] = []
+    previous: Published | None = None
+    for arrival in sorted({*files, *published}):
+        row = published.get(arrival)
+        if ctx.last is not None and arrival > ctx.last:
+            break
+        if ctx.first is not None and arrival < ctx.first:
+            if row is not None:  # as it is: only --from and later are asked for
+                previous, arrivals = row, [*arrivals, arrival]
+            continue
+        if arrival in files:
+            key = key_of("events", arrival, _inputs(files[arrival], previous), ctx.contract)
+            row = ctx.ledger.find(key) if not pending else None
+        elif pending:
+            raise DataRefused(
+                f"arrival {arrival} has to be ingested again because {pending[0]} changed, but its raw files are gone; "
+                "restore them or start a new workspace"
+            )
+        arrivals.append(arrival)
+        if row is None:
+            pending.append(arrival)
+        else:
+            ctx.done(row, "skipped")
+            previous = row
+    if not arrivals:
+        raise DataRefused(
+            f"no raw file between {ctx.first} and {ctx.last} below {ctx.recipe.data}; check --from and --to"
+        )
+    if pending:
+        previous = _ingest(ctx, files, pending, previous)
+    assert previous is not None
+    day = arrivals[-1] if ctx.contract.dated else str(previous.report["last_day"])
+    return Data({t: int(v) for t, v in previous.outputs.items()}, tuple(arrivals), day)
+
+
+def _files_by_arrival(ctx: Context) -> dict[str, list[RawFile]]:
+    if not ctx.contract.dated and (ctx.first or ctx.last):
+        raise UsageError(
+            f"--from/--to: the contract {ctx.contract.name!r} has no {{date}} in source.path, so it is one arrival; "
+            "leave them out"
+        )
+    files: dict[str, list[RawFile]] = {}
+    for file in sources.list_files(ctx.recipe.data, ctx.contract.source):
+        files.setdefault(file.arrival, []).append(file)
+    return files
+
+
+def _events_rows(ctx: Context) -> dict[str, Published]:
+    """The newest ledger row of every arrival."""
+    return {r.date: r for r in ctx.ledger.rows() if r.unit == "events"}
+
+
+def _inputs(files: list[RawFile], previous: Published | None) -> dict[str, Any]:
+    return {
+        "files": digest([[f.path, f.size, f.etag] for f in files]),
+        "previous": previous.key if previous is not None else None,
+    }
+
+
+def _ingest(
+    ctx: Context, files: Mapping[str, list[RawFile]], pending: list[str], previous: Published | None
+) -> Published:
+    ctx.may("events")
+    ctx.progress.start(f"events: {len(pending)} arrival(s), {pending[0]} to {pending[-1]}")
+    batch = [f for a in pending for f in files[a]]
+    prior = previous.version("events") if previous is not None else None
+    metadata = ctx.metadata("events", {"events": prior, "arrivals": [pending[0], pending[-1]]})
+    result = ingest.ingest(ctx.spark(), ctx.lake, ctx.contract, ctx.recipe.data, batch, prior, metadata)
+    last_days = [previous.report["last_day"]] if previous is not None else []
+    for arrival in pending:
+        report = {**result.accounts[arrival], "reasons": result.reasons.get(arrival, {})}
+        report["last_day"] = max([*last_days, result.last_day])
+        previous = ctx.ledger.publish(
+            unit="events",
+            date=arrival,
+            inputs=_inputs(files[arrival], previous),
+            config=ctx.contract,
+            outputs=result.versions,
+            report=report,
+            seconds=round(result.seconds / len(pending), 3),
+            run_id=ctx.run_id,
+        )
+        ctx.done(previous, "published")
+    assert previous is not None
+    return previous
+
+
+def _vocabularies(ctx: Context, data: Data) -> Data:
+    settings = ctx.recipe.vocabularies
+    prior = next((r for r in reversed(ctx.ledger.rows()) if r.unit == "vocabularies"), None)
+
+    def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        built = vocabularies.build(
+            ctx.spark(),
+            ctx.lake,
+            ctx.contract,
+            settings,
+            data.versions,
+            data.arrivals,
+            {t: int(v) for t, v in prior.outputs.items()} if prior else None,
+            ctx.metadata("vocabularies", inputs),
+        )
+        return built.versions, {"sizes": built.sizes, "items_hash": built.items_hash}
+
+    inputs = {t: data.versions[t] for t in ("events", "user_features", "item_features") if t in data.versions}
+    config = {"settings": settings.model_dump(mode="json"), "fields": _fields(ctx)}
+    row = ctx.publish("vocabularies", data.arrivals[-1], inputs, config, work)
+    versions = {**data.versions, **{t: int(v) for t, v in row.outputs.items()}}
+    return Data(versions, data.arrivals, data.day, row.report["items_hash"], row.report["sizes"])
+
+
+def _sequences(ctx: Context, data: Data) -> Mapping[str, int]:
+    settings = ctx.recipe.sequences
+    inputs = {t: data.versions[t] for t in ("events", ITEMS.name)}
+    config = {"settings": settings.model_dump(mode="json"), "types": [ctx.contract.targets, ctx.contract.context]}
+
+    def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        metadata = ctx.metadata("sequences", inputs)
+        versions, rows = sequences.build(
+            ctx.spark(), ctx.lake, ctx.contract, settings, data.versions, data.arrivals, data.day, metadata
+        )
+        return versions, {"rows": rows}
+
+    row = ctx.publish("sequences", data.day, inputs, config, work)
+    return {SEQUENCES.name: row.version(SEQUENCES.name)}
+
+
+def _samples(ctx: Context, data: Data) -> Mapping[str, int]:
+    settings = ctx.recipe.samples
+    tables = ("events", "items", "field_values", "user_features", "item_features")
+    inputs = {t: data.versions[t] for t in tables if t in data.versions}
+    config = {"settings": settings.model_dump(mode="json"), "fields": _fields(ctx)}
+
+    def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        metadata = ctx.metadata("samples", inputs)
+        return samples.build(
+            ctx.spark(), ctx.lake, ctx.contract, settings, data.versions, data.arrivals, data.day, metadata
+        )
+
+    row = ctx.publish("samples", data.day, inputs, config, work)
+    return {t: row.version(t) for t in ("samples", FIELDS.name)}
+
+
+def _fields(ctx: Context) -> list[Any]:
+    return [f.model_dump(mode="json") for f in ctx.contract.fields]

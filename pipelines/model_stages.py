@@ -1,0 +1,289 @@
+"""Steers training, evaluation, registration and promotion of each role. No maths."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluate.decision.gate import Decision, Evidence, Verdict, decide
+from featurize import vocabularies
+from infra.config import canonical_json
+from infra.ledger import Published, key_of
+from infra.tables import FIELD_VALUES, ITEMS
+from pipelines.context import Context
+from pipelines.data_stages import Data
+from pipelines.roles import ModelRun, Role, Scores, roles
+
+Outputs = tuple[Mapping[str, Any], Mapping[str, Any]]
+
+
+def run_models(ctx: Context, data: Data) -> dict[str, Decision]:
+    """Train, evaluate, register and decide; returns the gate's decision per registered name."""
+    decided = {}
+    for role, evaluated, registered in registered_versions(ctx, data, roles(ctx.recipe)):
+        decided[f"{ctx.recipe.name}.{role.name}"] = promote(ctx, data, role, evaluated, registered)
+    return decided
+
+
+def registered_versions(ctx: Context, data: Data, wanted: Sequence[Role]) -> list[tuple[Role, Published, Published]]:
+    """(role, its evaluation, its registration); empty when `ctx.only` stops earlier.
+
+    Stage by stage over all roles, so that Ray is started once.
+    """
+    trained = {role.name: {run.label: _train(ctx, data, role, run) for run in role.models} for role in wanted}
+    if ctx.only == "train":
+        return []
+    evaluated = {role.name: _evaluate(ctx, data, role, trained[role.name]) for role in wanted}
+    if ctx.only == "evaluate":
+        return []
+    registered = {role.name: _register(ctx, data, role, trained[role.name], evaluated[role.name]) for role in wanted}
+    if ctx.only == "register":
+        return []
+    return [(role, evaluated[role.name], registered[role.name]) for role in wanted]
+
+
+def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
+    unit = f"train:{role.name}:{run.label}"
+    inputs = {**role.versions(data), "items_hash": data.items_hash}
+    config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
+    key = key_of(unit, data.day, inputs, config)
+
+    def work() -> Outputs:
+        from train.trainer import TrainRequest, fit
+
+        if run.config.model != "popularity":
+            ctx.ray()
+        request = TrainRequest(
+            lake=ctx.lake.root,
+            versions=role.versions(data),
+            as_of=data.day,
+            model=run.config,
+            training=run.training,
+            run_name=f"{unit.replace(':', '-')}-{key}",
+            vocabulary_hash=data.items_hash,
+            vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
+        )
+        artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
+        ctx.progress.note(unit)
+        shown = _shower(ctx, unit, run.training.epochs)
+        report = fit(request, ctx.workspace / artifact, ctx.workspace / "training", shown)
+        _write_config(ctx, ctx.workspace / "artifacts" / f"{artifact.name}.recipe.json")
+        return {"artifact": str(artifact)}, report
+
+    return ctx.publish(unit, data.day, inputs, config, work)
+
+
+def _shower(ctx: Context, unit: str, epochs: int) -> Any:
+    def show(metrics: Mapping[str, Any]) -> None:
+        ctx.progress.note(f"{unit}: epoch {metrics.get('epoch', '?')}/{epochs}")
+
+    return show
+
+
+def _vocabulary(ctx: Context, data: Data, items_only: bool) -> pa.Table:
+    """The artifact's vocabulary: columns field, index, key; items under __item__."""
+    versions = {t: data.versions[t] for t in (ITEMS.name, FIELD_VALUES.name)}
+    parts = []
+    for field, keys in vocabularies.read(ctx.lake, versions, data.arrivals[-1]).items():
+        if field == vocabularies.ITEM or not items_only:
+            name = "__item__" if field == vocabularies.ITEM else field
+            parts.append(keys.add_column(0, "field", pa.array([name] * keys.num_rows, pa.string())))
+    return pa.concat_tables(parts)
+
+
+def _evaluate(ctx: Context, data: Data, role: Role, trained: Mapping[str, Published]) -> Published:
+    unit = f"evaluate:{role.name}"
+    inputs = {**role.versions(data), **{label: row.key for label, row in trained.items()}}
+    config = {"settings": role.settings.model_dump(mode="json"), "metric": role.gate.metric}
+    folder = Path("evaluations") / f"{role.name}-{key_of(unit, data.day, inputs, config)}"
+
+    def work() -> Outputs:
+        items = item_keys(ctx, data)
+        scores = {}
+        for label, row in trained.items():
+            ctx.progress.note(f"{unit}: {label}")
+            scores[label] = role.score(ctx.workspace / str(row.outputs["artifact"]), ctx.lake, data, items)
+        path = ctx.workspace / folder
+        path.mkdir(parents=True, exist_ok=True)
+        pq.write_table(_per_user_table(scores), path / "per_user.parquet")
+        metrics = {label: dict(s.metrics) for label, s in scores.items()}
+        (path / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        _write_config(ctx, path / "recipe.json")
+        return {"folder": str(folder)}, {"metrics": metrics, "candidate": role.candidate.label}
+
+    return ctx.publish(unit, data.day, inputs, config, work)
+
+
+def item_keys(ctx: Context, data: Data) -> list[str]:
+    """Today's item keys in index order, from FIRST_INDEX on."""
+    versions = {t: data.versions[t] for t in (ITEMS.name, FIELD_VALUES.name)}
+    keys: list[str] = vocabularies.read(ctx.lake, versions, data.arrivals[-1])[vocabularies.ITEM]["key"].to_pylist()
+    return keys
+
+
+def _per_user_table(scores: Mapping[str, Scores]) -> pa.Table:
+    parts = [
+        pa.table({"model": [m] * len(s.users), "user": pa.array([str(u) for u in s.users]), "value": s.per_user})
+        for m, s in scores.items()
+    ]
+    return pa.concat_tables(parts)
+
+
+def _register(
+    ctx: Context, data: Data, role: Role, trained: Mapping[str, Published], evaluated: Published
+) -> Published:
+    unit = f"register:{role.name}"
+    name = f"{ctx.recipe.name}.{role.name}"
+    candidate = trained[role.candidate.label]
+
+    def work() -> Outputs:
+        from evaluate.publish.package import package, same_answer
+        from evaluate.publish.registry import CHALLENGER, query_in_clean_process, registry
+
+        artifact = ctx.workspace / str(candidate.outputs["artifact"])
+        packed = package(artifact)
+        folder = ctx.workspace / str(evaluated.outputs["folder"])
+        with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
+            version, run_id = store.register(
+                name,
+                evaluated.key,
+                artifact=artifact,
+                code=packed.code,
+                signature=packed.signature,
+                example=packed.example,
+                params=_flat({"model": role.candidate.config, "training": role.candidate.training}),
+                metrics=_logged_metrics(evaluated),
+                tags=_lineage(ctx, data, role),
+                files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
+            )
+            answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
+            answers = same_answer(packed.answer, answer)
+            store.move_alias(name, CHALLENGER, version)
+        report = {"name": name, "run_id": run_id, "answers_in_clean_process": answers, "alias": CHALLENGER}
+        return {"version": version}, report
+
+    inputs = {"evaluation": evaluated.key}
+    return ctx.publish(unit, data.day, inputs, ctx.recipe.tracking.model_dump(mode="json"), work)
+
+
+def promote(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
+    """The gate's decision on a registered version, carried out once: alias, promotions row, ledger row."""
+    inputs = {"version": registered.outputs["version"], "registered": registered.key}
+
+    def work() -> Outputs:
+        decision = decide_and_move(ctx, data, role, evaluated, registered)
+        return {"verdict": decision.verdict.value}, {"reasons": list(decision.reasons)}
+
+    row = ctx.publish(f"promote:{role.name}", data.day, inputs, role.gate.model_dump(mode="json"), work)
+    return Decision(Verdict(row.outputs["verdict"]), tuple(row.report["reasons"]))
+
+
+def decide_and_move(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
+    """Compare with the champion on today's data, record the decision, and move the alias last."""
+    from evaluate.publish import promotions
+    from evaluate.publish.registry import CHAMPION, PREVIOUS, registry
+
+    name, version = f"{ctx.recipe.name}.{role.name}", str(registered.outputs["version"])
+    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
+        before = store.alias(name, CHAMPION)
+        evidence = _evidence(ctx, role, evaluated, registered)
+        champion = None
+        if before is not None and before != version:
+            with tempfile.TemporaryDirectory() as into:
+                artifact = store.artifact(name, before, Path(into))
+                scores = role.score(artifact, ctx.lake, data, item_keys(ctx, data))
+            champion = Evidence(before, scores.metrics, scores.per_user, scores.users)
+        elif before == version:
+            champion = Evidence(before, **_plain(evidence[role.candidate.label]))
+        baselines = {label: e for label, e in evidence.items() if label != role.candidate.label}
+        decision = decide(evidence[role.candidate.label], champion, baselines, role.gate)
+        promoted = decision.verdict is Verdict.PROMOTE
+        promotions.record(
+            ctx.lake,
+            name=name,
+            action=decision.verdict.value,
+            from_version=before,
+            to_version=version,
+            reasons=decision.reasons,
+            run_id=ctx.run_id,
+        )
+        if promoted:
+            if before is not None:
+                store.move_alias(name, PREVIOUS, before)
+            store.move_alias(name, CHAMPION, version)
+    return decision
+
+
+def _plain(evidence: Evidence) -> dict[str, Any]:
+    return {"metrics": evidence.metrics, "per_user": evidence.per_user, "users": evidence.users}
+
+
+def _evidence(ctx: Context, role: Role, evaluated: Published, registered: Published) -> dict[str, Evidence]:
+    """What the evaluation stored of every model; the candidate's with its checks."""
+    table = pq.read_table(ctx.workspace / str(evaluated.outputs["folder"]) / "per_user.parquet")
+    models = np.asarray(table["model"].to_pylist(), dtype=object)
+    users, values = np.asarray(table["user"].to_pylist(), dtype=object), table["value"].to_numpy()
+    version = str(registered.outputs["version"])
+    out: dict[str, Evidence] = {}
+    for label, metrics in evaluated.report["metrics"].items():
+        mine = models == label
+        checks = {}
+        if label == role.candidate.label:
+            checks = {"answers_in_clean_process": bool(registered.report["answers_in_clean_process"])}
+        out[label] = Evidence(
+            version if label == role.candidate.label else label, metrics, values[mine], users[mine], checks
+        )
+    return out
+
+
+def _logged_metrics(evaluated: Published) -> dict[str, float]:
+    """The candidate's metrics as they are, the baselines' under their name."""
+    out: dict[str, float] = {}
+    for label, metrics in evaluated.report["metrics"].items():
+        prefix = "" if label == evaluated.report["candidate"] else f"baseline/{label}/"
+        out |= {f"{prefix}{name}": float(value) for name, value in metrics.items()}
+    return out
+
+
+def _lineage(ctx: Context, data: Data, role: Role) -> dict[str, str]:
+    from infra.ledger import code_version
+
+    tags = {f"logs2rec.table.{t}": str(v) for t, v in data.versions.items()}
+    return {
+        **tags,
+        "logs2rec.runDate": data.day,
+        "logs2rec.runId": ctx.run_id,
+        "logs2rec.recipe": ctx.recipe.name,
+        "logs2rec.role": role.name,
+        "logs2rec.codeVersion": code_version(),
+        "logs2rec.vocabularyHash": data.items_hash,
+    }
+
+
+def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """{"model.width": 64, ...}"""
+    out: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                walk(f"{prefix}.{k}" if prefix else k, v)
+        else:
+            out[prefix] = value
+
+    walk("", {name: section.model_dump(mode="json") for name, section in sections.items()})
+    return out
+
+
+def _write_config(ctx: Context, path: Path) -> None:
+    """The resolved configuration beside whatever it produced."""
+    resolved = {"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(json.loads(canonical_json(resolved)), indent=2), encoding="utf-8")

@@ -1,0 +1,146 @@
+"""A recipe: everything that one daily run is a function of, validated before its first stage.
+
+Paths are relative to the working directory, except `contract`, which is relative to the recipe file.
+Nothing here imports torch, ray, pyspark or mlflow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from evaluate.decision.gate import GatePolicy
+from evaluate.settings import ImpressionSettings, RetrievalSettings, TrackingSettings
+from featurize.contract import Contract
+from featurize.samples import SampleSettings
+from featurize.sequences import SequenceSettings
+from featurize.vocabularies import VocabularySettings
+from infra.cluster import RaySettings
+from infra.config import Settings, load
+from infra.spark import SparkSettings
+from train.configs import RankingConfig, SequenceConfig
+from train.settings import TrainingSettings
+
+
+class SequenceModelRun(Settings):
+    """One sequence model and how it is trained."""
+
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Its name in this recipe; the architecture's if left out."""
+    config: SequenceConfig
+    training: TrainingSettings = TrainingSettings()
+
+    @property
+    def label(self) -> str:
+        """The name to show."""
+        return self.name or self.config.model
+
+
+class RankingModelRun(Settings):
+    """One ranking model and how it is trained."""
+
+    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Its name in this recipe; the architecture's if left out."""
+    config: RankingConfig
+    training: TrainingSettings = TrainingSettings()
+
+    @property
+    def label(self) -> str:
+        """The name to show."""
+        return self.name or self.config.model
+
+
+class Retrieval(Settings):
+    """The retrieval champion's candidate, what it is compared with, and what it must show."""
+
+    candidate: SequenceModelRun
+    baselines: tuple[SequenceModelRun, ...] = ()
+    evaluation: RetrievalSettings = RetrievalSettings()
+    gate: GatePolicy = GatePolicy(metric="history_removed/ndcg_at_20")
+
+    @model_validator(mode="after")
+    def _names(self) -> Retrieval:
+        _distinct(self.candidate, self.baselines, self.gate)
+        return self
+
+
+class Ranking(Settings):
+    """The ranking champion's candidate, what it is compared with, and what it must show."""
+
+    candidate: RankingModelRun
+    baselines: tuple[RankingModelRun, ...] = ()
+    evaluation: ImpressionSettings = ImpressionSettings()
+    gate: GatePolicy = GatePolicy(metric="uauc")
+
+    @model_validator(mode="after")
+    def _names(self) -> Ranking:
+        _distinct(self.candidate, self.baselines, self.gate)
+        return self
+
+
+class Recipe(Settings):
+    """One daily run."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    """Registered models are called NAME.retrieval and NAME.ranking."""
+    data: Path
+    """Folder of the raw logs."""
+    contract: Path
+    """The contract that describes them, relative to this file."""
+    workspace: Path
+    """Folder of everything the pipeline writes: lake, artifacts, checkpoints, reports, MLflow's SQLite file."""
+    spark: SparkSettings = SparkSettings()
+    ray: RaySettings = RaySettings()
+    tracking: TrackingSettings = TrackingSettings()
+    vocabularies: VocabularySettings = VocabularySettings()
+    sequences: SequenceSettings = SequenceSettings()
+    samples: SampleSettings = SampleSettings()
+    retrieval: Retrieval | None = None
+    """null: no sequence model."""
+    ranking: Ranking | None = None
+    """null: no ranking model."""
+
+    @model_validator(mode="after")
+    def _something_to_do(self) -> Recipe:
+        if self.retrieval is None and self.ranking is None:
+            raise ValueError("retrieval and ranking are both null; ask for at least one")
+        return self
+
+
+def _distinct(
+    candidate: SequenceModelRun | RankingModelRun,
+    baselines: Sequence[SequenceModelRun | RankingModelRun],
+    gate: GatePolicy,
+) -> None:
+    names = [candidate.label, *(b.label for b in baselines)]
+    if repeated := sorted({n for n in names if names.count(n) > 1}):
+        raise ValueError(f"two models are called {', '.join(repeated)}; give each a `name` of its own")
+    if unknown := sorted(set(gate.floor_baselines) - set(names[1:])):
+        raise ValueError(f"gate.floor_baselines names {', '.join(unknown)}, which is no baseline here")
+
+
+def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Contract]:
+    """The recipe with its overrides, and its contract; ConfigError names file and field."""
+    recipe = load(path, Recipe, overrides)
+    contract = load(Path(path).parent / recipe.contract, Contract)
+    _check_together(recipe, contract, path)
+    return recipe, contract
+
+
+def _check_together(recipe: Recipe, contract: Contract, path: str | Path) -> None:
+    from infra.errors import ConfigError
+
+    if recipe.ranking is not None and contract.label is None:
+        raise ConfigError(
+            f"{path}: ranking: the contract {contract.name!r} has no label rule; add one or set ranking: null"
+        )
+    if recipe.retrieval is not None:
+        field = recipe.retrieval.evaluation.category_field
+        have = [f.name for f in contract.fields_from("items")]
+        if field is not None and field not in have:
+            raise ConfigError(
+                f"{path}: retrieval.evaluation.category_field: {field!r} is no field of the items' side file; "
+                f"it has {', '.join(have) or 'none'}"
+            )

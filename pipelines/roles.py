@@ -1,0 +1,88 @@
+"""The two champions of a recipe, retrieval and ranking, behind one face.
+
+Everything after the data stages (train, evaluate, register, promote) is written once over this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluate.decision.gate import GatePolicy
+from infra.lake import Lake
+from infra.tables import ITEMS
+from pipelines.data_stages import Data
+from pipelines.recipe import RankingModelRun, Recipe, SequenceModelRun
+
+ModelRun = SequenceModelRun | RankingModelRun
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model did today: means by name, and per-user values of the gate's metric."""
+
+    metrics: Mapping[str, float]
+    users: NDArray[Any]
+    per_user: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Role:
+    """One champion: its candidate, baselines and policy, and the tables it is trained and scored on."""
+
+    name: str
+    candidate: ModelRun
+    baselines: tuple[ModelRun, ...]
+    gate: GatePolicy
+    settings: Any
+    tables: tuple[str, ...]
+
+    @property
+    def models(self) -> tuple[ModelRun, ...]:
+        """Baselines first, so that the candidate is trained last."""
+        return (*self.baselines, self.candidate)
+
+    def versions(self, data: Data) -> dict[str, int]:
+        """Pinned versions of the tables that training and evaluation read."""
+        return {t: data.versions[t] for t in self.tables}
+
+    def score(self, artifact: Path, lake: Lake, data: Data, items: Sequence[str]) -> Scores:
+        """Evaluate an artifact on today's test split; `items` are today's item keys in index order."""
+        if self.name == "retrieval":
+            from evaluate.retrieval import evaluate_retrieval, item_categories
+
+            field, categories = self.settings.category_field, None
+            if field is not None:
+                version = data.versions["item_features"]
+                arrival = _snapshot(lake, version, data.arrivals[-1])
+                categories = item_categories(lake, version, arrival, field, items)
+            found = evaluate_retrieval(
+                artifact, lake, data.versions["sequences"], data.day, self.settings, 2 + len(items), categories
+            )
+            return Scores(found.metrics, found.users[self.gate.metric.split("/")[0]], found.per_user[self.gate.metric])
+        from evaluate.impressions import evaluate_impressions
+
+        version, fields = data.versions["samples"], data.versions["fields"]
+        result = evaluate_impressions(artifact, lake, version, fields, data.day, self.settings)
+        return Scores(result.metrics, result.users, result.user_auc)
+
+
+def roles(recipe: Recipe) -> list[Role]:
+    """The roles that the recipe asks for."""
+    out = []
+    if (r := recipe.retrieval) is not None:
+        out.append(Role("retrieval", r.candidate, r.baselines, r.gate, r.evaluation, ("sequences", ITEMS.name)))
+    if (k := recipe.ranking) is not None:
+        out.append(Role("ranking", k.candidate, k.baselines, k.gate, k.evaluation, ("samples", "fields")))
+    return out
+
+
+def _snapshot(lake: Lake, version: int, as_of: str) -> str:
+    from featurize.vocabularies import side_partition
+
+    return side_partition(lake, "item_features", version, as_of)["arrival"]

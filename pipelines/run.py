@@ -1,0 +1,110 @@
+"""The daily run: every stage that is not published yet, in order, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from evaluate.decision.gate import Decision, Verdict
+from pipelines.context import Context
+from pipelines.data_stages import Data, run_data
+from pipelines.model_stages import run_models
+from pipelines.roles import roles
+
+DATA_STAGES = ("events", "vocabularies", "sequences", "samples")
+STAGES = (*DATA_STAGES, "train", "evaluate", "register", "promote")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run did and where things stand; `as_json` is the command's last line under --json."""
+
+    day: str
+    run_id: str
+    stages: list[dict[str, Any]]
+    tables: dict[str, dict[str, int]]
+    models: list[dict[str, Any]]
+    report: str | None
+
+    @property
+    def held(self) -> list[str]:
+        """Registered names whose candidate is not the champion."""
+        return [m["name"] for m in self.models if m.get("alias") == "challenger"]
+
+    @property
+    def idle(self) -> bool:
+        """Nothing was left to do."""
+        return all(s["status"] == "skipped" for s in self.stages)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return {**asdict(self), "nothing_to_do": self.idle, "held": self.held}
+
+
+def run(ctx: Context) -> Outcome:
+    """Carry out the run, or the one stage that `ctx.only` names."""
+    data = run_data(ctx, until=ctx.only if ctx.only in DATA_STAGES else None)
+    ctx.stop_spark()
+    decisions = {} if ctx.only in DATA_STAGES else run_models(ctx, data)
+    models = _models(ctx, decisions)
+    report = _report(ctx, data, decisions, models) if decisions else None
+    return Outcome(data.day, ctx.run_id, [asdict(s) for s in ctx.steps], tables_of(ctx, data), models, report)
+
+
+def tables_of(ctx: Context, data: Data) -> dict[str, dict[str, int]]:
+    """table -> its pinned version and the rows in it."""
+    return {
+        table: {"version": version, "rows": ctx.lake.dataset(table, version).count_rows()}
+        for table, version in sorted(data.versions.items())
+    }
+
+
+def _models(ctx: Context, decisions: dict[str, Decision]) -> list[dict[str, Any]]:
+    """Per registered name: version, alias, decision, and the metrics of candidate and baselines."""
+    steps = {s.unit: s for s in ctx.steps}
+    out = []
+    for role in roles(ctx.recipe):
+        registered, evaluated = steps.get(f"register:{role.name}"), steps.get(f"evaluate:{role.name}")
+        if registered is None or evaluated is None:
+            continue
+        name, version = registered.report["name"], str(registered.outputs["version"])
+        decision = decisions.get(name)
+        model = {
+            "name": name,
+            "role": role.name,
+            "candidate": role.candidate.label,
+            "version": version,
+            "mlflow_run_id": registered.report["run_id"],
+            "metrics": evaluated.report["metrics"],
+        }
+        if decision is not None:
+            model |= {"verdict": decision.verdict.value, "reasons": list(decision.reasons)}
+            model["alias"] = _alias(ctx, name, version, decision)
+        out.append(model)
+    return out
+
+
+def _alias(ctx: Context, name: str, version: str, decision: Decision) -> str:
+    """champion, or challenger when the gate held it and nobody promoted it since."""
+    if decision.verdict is Verdict.PROMOTE:
+        return "champion"
+    from evaluate.publish.registry import CHAMPION, registry
+
+    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
+        return "champion" if store.alias(name, CHAMPION) == version else "challenger"
+
+
+def _report(ctx: Context, data: Data, decisions: dict[str, Decision], models: list[dict[str, Any]]) -> str:
+    """The day's page; written again only when something was done."""
+    from evaluate.publish.registry import registry
+    from evaluate.publish.report import write_report
+    from pipelines.daily_report import build
+
+    path = ctx.workspace / "reports" / data.day / "report.html"
+    if path.exists() and all(s.status == "skipped" for s in ctx.steps):
+        return str(path)
+    write_report(path, build(ctx, data, decisions, models, tables_of(ctx, data)))
+    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
+        for model in models:
+            store.attach(model["mlflow_run_id"], path)
+    return str(path)

@@ -1,0 +1,105 @@
+"""Expected values: counting pairs one by one, scikit-learn, and tables by hand."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evaluate.metrics.binary import auc, log_loss, uauc, user_auc
+from infra.errors import UsageError
+
+# Few distinct scores, so that ties are common; infinities are scores too.
+SCORES = st.sampled_from([-math.inf, -1.5, -0.0, 0.0, 0.25, 3.0, math.inf])
+ROWS = st.lists(st.tuples(st.integers(0, 1), SCORES, st.sampled_from("abcd")), max_size=30)
+
+
+def by_pairs(rows: list[tuple]) -> float:
+    positives = [score for label, score, _ in rows if label == 1]
+    negatives = [score for label, score, _ in rows if label == 0]
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p, n in product(positives, negatives)]
+    return sum(wins) / len(wins) if wins else math.nan
+
+
+def columns(rows: list[tuple]) -> tuple[list, list, list]:
+    return [r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows]
+
+
+@given(rows=ROWS)
+def test_auc_counts_every_pair(rows: list[tuple]) -> None:
+    labels, scores, _ = columns(rows)
+    assert auc(labels, scores) == pytest.approx(by_pairs(rows), nan_ok=True, abs=1e-15)
+
+
+@given(rows=ROWS)
+def test_user_auc_counts_every_pair_of_each_user(rows: list[tuple]) -> None:
+    names, values = user_auc(*columns(rows))
+    assert names.tolist() == sorted({user for _, _, user in rows})
+    expected = [by_pairs([row for row in rows if row[2] == name]) for name in names]
+    assert values.tolist() == pytest.approx(expected, nan_ok=True, abs=1e-15)
+    counted = [value for value in expected if not math.isnan(value)]
+    value, users = uauc(*columns(rows))
+    assert users == len(counted)
+    assert value == pytest.approx(sum(counted) / len(counted) if counted else math.nan, nan_ok=True)
+
+
+def test_agrees_with_scikit_learn() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 2, 4000)
+    probabilities = np.round(generator.random(4000) * 0.6 + 0.4 * labels * generator.random(4000), 3)
+    assert len(np.unique(probabilities)) < 1000  # there are ties
+    assert auc(labels, probabilities) == pytest.approx(metrics.roc_auc_score(labels, probabilities), abs=1e-12)
+    clipped = np.clip(probabilities, 1e-7, 1 - 1e-7)
+    assert log_loss(labels, probabilities) == pytest.approx(metrics.log_loss(labels, clipped), abs=1e-12)
+
+
+def test_uauc_weighs_users_alike_and_leaves_one_class_users_out() -> None:
+    # a: 3 of 4 pairs right; b: its one pair is a tie; c and d have one class only.
+    labels = [1, 1, 0, 0, 1, 0, 1, 1, 0]
+    scores = [0.9, 0.4, 0.5, 0.1, 0.3, 0.3, 0.2, 0.8, 0.9]
+    users = ["a", "a", "a", "a", "b", "b", "c", "c", "d"]
+    names, values = user_auc(labels, scores, users)
+    assert names.tolist() == ["a", "b", "c", "d"]
+    assert values.tolist() == pytest.approx([0.75, 0.5, math.nan, math.nan], nan_ok=True)
+    assert uauc(labels, scores, users) == (0.625, 2)
+
+
+@pytest.mark.parametrize("labels", [[1, 1], [0, 0], []])
+def test_one_class_has_no_auc(labels: list[int]) -> None:
+    scores = [0.5] * len(labels)
+    assert math.isnan(auc(labels, scores))
+    value, users = uauc(labels, scores, ["a"] * len(labels))
+    assert math.isnan(value)
+    assert users == 0
+
+
+def test_log_loss_by_hand() -> None:
+    # -(ln 0.8 + ln 0.75) / 2
+    assert log_loss([1, 0], [0.8, 0.25]) == pytest.approx((0.2231435513 + 0.2876820724) / 2)
+    # certain and wrong: -ln 1e-7 = 16.118...; also in float32, where 1 - 1e-7 is not a number of its own
+    assert log_loss([1], [0.0]) == pytest.approx(16.11809565)
+    assert log_loss([0], np.array([1.0], dtype=np.float32)) == pytest.approx(16.11809565)
+    assert math.isnan(log_loss([], []))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: auc([1, 0, 1], [math.nan, 0.5, math.nan]), "scores: 2 of 3 are NaN"),
+        (lambda: uauc([1, 0], [math.nan, 0.5], ["a", "a"]), "scores: 1 of 2 are NaN"),
+        (lambda: log_loss([1, 0], [math.nan, 0.5]), "probabilities: 1 of 2 are NaN"),
+        (lambda: log_loss([1, 0], [2.5, 0.5]), "1 of 2 outside"),
+        (lambda: auc([1, 2], [0.1, 0.2]), "labels: 1 of 2"),
+        (lambda: auc([[1, 0]], [[0.1, 0.2]]), r"labels.*\(1, 2\)"),
+        (lambda: auc([1, 0], [0.1]), r"scores.*2 labels"),
+        (lambda: uauc([1, 0], [0.1, 0.2], ["a"]), r"users.*2 labels"),
+    ],
+)
+def test_wrong_input_is_refused_by_name(call: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        call()

@@ -1,0 +1,262 @@
+"""ADRec. B batch, L length, D width, T steps."""
+
+import pytest
+import torch
+
+from tests.train.models.contract import (
+    CATALOGUE,
+    TRAINING,
+    TrainedSequenceModelContract,
+    histories,
+    seeded,
+    shifted,
+    train,
+)
+from train.configs import ADRecConfig
+from train.models.adrec import ADRec, sinusoid
+from train.protocol import SequenceBatch
+from train.ranking import target_ranks
+
+SHAPE = {"width": 16, "blocks": 1, "heads": 2, "max_length": 6, "denoiser_blocks": 1, "steps": 8}
+
+
+def adrec(**settings) -> ADRec:
+    torch.manual_seed(0)
+    return ADRec(ADRecConfig(**(SHAPE | settings)), CATALOGUE).eval()
+
+
+class ADRecTests(TrainedSequenceModelContract):
+    settings: dict = {}  # noqa: RUF012
+
+    def build(self):
+        return ADRec(ADRecConfig(**(SHAPE | self.settings)), CATALOGUE)
+
+    @pytest.mark.parametrize("steps", [1, 3, 8, None])
+    def test_any_number_of_steps(self, steps):
+        model = self.fresh()
+        if steps is None or steps <= model.config.steps:
+            assert self.vectors(model, histories([4, 5]), steps).isfinite().all()
+
+
+class TestADRec(ADRecTests):
+    pass
+
+
+class TestStrongNoise(ADRecTests):
+    settings = {"noise_scale": 1.0, "schedule": "cosine"}  # noqa: RUF012
+
+    def test_another_generator_gives_another_answer(self):
+        model, batch = self.fresh(), histories([4, 5, 6])
+        assert not torch.equal(self.vectors(model, batch, seed=1), self.vectors(model, batch, seed=2))
+
+
+class TestOneStep(ADRecTests):
+    settings = {"steps": 1}  # noqa: RUF012
+
+
+class TestNoPretraining(ADRecTests):
+    settings = {"pretrain_share": 0.0}  # noqa: RUF012
+
+
+class TestSeenPadding(ADRecTests):
+    settings = {"seen_padding": True}  # noqa: RUF012
+
+    def test_padding_changes_nothing(self):
+        """The quirk is that it does."""
+        model = self.fresh()
+        short = self.vectors(model, histories([4, 5, 6], length=3))
+        padded = self.vectors(model, histories([4, 5, 6], length=6))
+        assert (short - padded).abs().max() > 1e-3
+
+
+def test_noised_tokens_have_their_own_steps_and_padding_keeps_its_vector():
+    model = adrec(steps=32)
+    targets = torch.tensor([[0, 0] + [3] * 400, [5] * 402])
+    x0 = torch.randn(2, 402, 16)
+    x_t, t = model._noised(x0, targets, seeded(4))
+    assert torch.equal(x_t[0, :2], x0[0, :2])
+    assert t[0, :2].tolist() == [0, 0]
+    real = t[targets != 0]
+    assert real.min() == 0
+    assert real.max() == 31
+    assert real.float().mean().item() == pytest.approx(15.5, abs=1)
+    assert torch.corrcoef(torch.stack([t[0, 2:].float(), t[1, 2:].float()]))[0, 1].abs() < 0.15
+    abar = model.diffusion.alphas_cumprod[t].float()[..., None]
+    noise = ((x_t - abar.sqrt() * x0) / (1 - abar).sqrt())[targets != 0]
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_the_loss_is_half_the_sum_of_ce_and_mse_by_hand():
+    model = adrec(mse_weight=3.0)
+    batch = shifted([2, 3, 1, 5], [6, 7])
+    parts = model.loss(batch, seeded(2))
+    x0 = model.items(batch.targets_BL)
+    x_t, t = model._noised(x0, batch.targets_BL, seeded(2))
+    real = batch.items_BL != 0
+    x0_hat = model._denoise(model.cam(model.items(batch.items_BL), real), x_t, t, real)
+    ce, mse = [], [[], []]
+    for b, position, target in ((0, 3, 3), (0, 5, 5), (1, 5, 7)):  # the unknown target 1 is left out
+        u = x0_hat[b, position]
+        ce.append(-(model.items.weight[2:] @ u).log_softmax(0)[target - 2])
+        mse[b].append((u - model.items.weight[target]).square().mean())
+    expected_ce = sum(ce) / 3
+    expected_mse = (sum(mse[0]) / 2 + mse[1][0]) / 2
+    torch.testing.assert_close(parts.parts["ce"], expected_ce.detach())
+    torch.testing.assert_close(parts.parts["mse"], expected_mse.detach())
+    torch.testing.assert_close(parts.total, 0.5 * (expected_ce + 3 * expected_mse))
+
+
+def test_the_mse_pulls_the_target_vectors_too():
+    model = adrec()
+    x0_hat = torch.zeros(1, 1, 16)
+    x0 = model.items(torch.tensor([[5]]))
+    model._mse(x0_hat, x0, torch.tensor([[True]])).backward()
+    torch.testing.assert_close(model.items.weight.grad[5], 2 * model.items.weight[5].detach() / 16)
+
+
+def test_the_denoiser_input_is_the_published_sum():
+    model = adrec(noise_scale=0.25)
+    seen = []
+    model.adm.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    c, x_t = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    t = torch.randint(0, 8, (2, 3))
+    model._denoise(c, x_t, t, torch.ones(2, 3, dtype=torch.bool))
+    torch.testing.assert_close(seen[0], c + 0.25 * (x_t + model.time(t)))
+
+
+def test_a_later_input_or_later_noise_changes_no_earlier_prediction():
+    model = adrec(noise_scale=1.0)
+    real = torch.ones(1, 5, dtype=torch.bool)
+    t = torch.zeros(1, 5, dtype=torch.int64)
+    items, x_t = torch.tensor([[2, 3, 4, 5, 6]]), torch.randn(1, 5, 16)
+    other_items, other_x_t = torch.tensor([[2, 3, 4, 9, 9]]), x_t.clone()
+    other_x_t[:, 3:] = 7
+    one = model._denoise(model.cam(model.items(items), real), x_t, t, real)
+    two = model._denoise(model.cam(model.items(other_items), real), other_x_t, t, real)
+    torch.testing.assert_close(one[:, :3], two[:, :3], rtol=0, atol=0)
+    assert (one[:, 3] - two[:, 3]).abs().max() > 1e-3
+
+
+def test_inference_touches_only_the_last_token_and_encodes_the_history_once():
+    """Earlier tokens: clean shifted history at step 0. Last: from N(0, I), steps T-1..0."""
+    model = adrec()
+    encoded, inputs = [], []
+    model.cam.register_forward_hook(lambda *_: encoded.append(1))
+    inner = model._denoise
+
+    def spy(c, x_t, t, real):
+        inputs.append((x_t, t))
+        return inner(c, x_t, t, real)
+
+    model._denoise = spy
+    model.user_vectors(histories([4, 5, 6]), None, seeded(7))
+    assert len(encoded) == 1
+    assert [int(t[0, -1]) for _, t in inputs] == [7, 6, 5, 4, 3, 2, 1, 0]
+    E = model.items.weight
+    known = torch.stack([E[0], E[0], E[0], E[5], E[6]])  # padding has no target, 4 -> 5, 5 -> 6
+    for x_t, t in inputs:
+        assert t[0, :-1].tolist() == [0] * 5
+        assert torch.equal(x_t[0, :-1], known)
+    first = torch.randn(1, 16, generator=seeded(7))
+    assert torch.equal(inputs[0][0][:, -1], first)
+
+
+def test_the_answer_never_enters():
+    """Not through the targets of the batch, and the last token's own item is seen as history only."""
+    model = adrec(noise_scale=1.0)
+    batch = histories([4, 5, 6])
+    u = model.user_vectors(batch, None, seeded(1))
+    for answer in range(2, CATALOGUE):
+        leaking = SequenceBatch(batch.items_BL, torch.tensor([[0, 0, 0, 5, 6, answer]]))
+        assert torch.equal(model.user_vectors(leaking, None, seeded(1)), u)
+
+
+def test_the_stages_in_order_with_real_parameters():
+    model = adrec(pretrain_share=0.3, align_share=0.1)
+    stages = model.stages()
+    assert [stage.name for stage in stages] == ["pretrain", "align", "finetune"]
+    assert [stage.share for stage in stages] == pytest.approx([0.3, 0.1, 0.6])
+    names = [name for name, _ in model.named_parameters()]
+    for stage in stages:
+        for prefix in stage.frozen:
+            assert any(name.startswith(prefix) for name in names), prefix
+
+
+def free(model: ADRec, name: str) -> set[str]:
+    """Top-level modules with a parameter that the stage lets move."""
+    stage = next(s for s in model.stages() if s.name == name)
+    return {n.split(".")[0] for n, _ in model.named_parameters() if not n.startswith(stage.frozen or ("-",))}
+
+
+def test_each_stage_frees_what_the_paper_says():
+    model = adrec()
+    assert free(model, "pretrain") == {"items", "pretrain_encoder"}
+    assert free(model, "align") == {"cam", "adm", "time"}
+    assert free(model, "finetune") == {"items", "cam", "adm", "time"}
+
+
+def test_every_free_parameter_of_a_stage_gets_a_gradient_and_no_frozen_one_does():
+    model = adrec().train()
+    for stage in model.stages():
+        for name, parameter in model.named_parameters():
+            parameter.grad = None
+            parameter.requires_grad_(not (stage.frozen and name.startswith(stage.frozen)))
+        stage.loss(TRAINING, seeded()).total.backward()
+        for name, parameter in model.named_parameters():
+            assert (parameter.grad is not None) == parameter.requires_grad, (stage.name, name)
+
+
+@pytest.mark.parametrize(
+    ("pretrain", "align", "names"),
+    [
+        (0.0, 0.1, ["align", "finetune"]),
+        (0.3, 0.0, ["pretrain", "finetune"]),
+        (0.0, 0.0, ["finetune"]),
+    ],
+)
+def test_stages_without_a_share_are_left_out(pretrain, align, names):
+    model = adrec(pretrain_share=pretrain, align_share=align)
+    stages = model.stages()
+    assert [stage.name for stage in stages] == names
+    assert sum(stage.share for stage in stages) == pytest.approx(1)
+    has_encoder = any(name.startswith("pretrain_encoder.") for name, _ in model.named_parameters())
+    assert has_encoder == (pretrain > 0)
+    assert all(has_encoder or "pretrain_encoder." not in stage.frozen for stage in stages)
+
+
+def cycle_batch() -> tuple[list[int], SequenceBatch]:
+    cycle = list(range(2, CATALOGUE))
+    return cycle, shifted(*[[cycle[(s + i) % 12] for i in range(2 + s % 6)] for s in range(12)])
+
+
+@pytest.mark.parametrize("noise_scale", [0.001, 0.3])
+def test_it_learns_a_cycle_through_its_stages(noise_scale):
+    """2 -> 3 -> ... -> 13 -> 2: after training the next item is (nearly) always first."""
+    model = adrec(noise_scale=noise_scale)
+    cycle, batch = cycle_batch()
+    generator = seeded(3)
+    for stage in model.stages():
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not (stage.frozen and name.startswith(stage.frozen)))
+        table = model.items.weight.detach().clone()
+        values = train(model, lambda stage=stage: stage.loss(batch, generator), 80)
+        assert sum(values[-5:]) < sum(values[:5])
+        assert torch.equal(table, model.items.weight) == (stage.name == "align")
+    u = model.user_vectors(histories(*[[item] for item in cycle]), None, seeded(4))
+    rank = target_ranks(u, model.items.weight.detach(), torch.tensor([*cycle[1:], 2]))
+    assert (rank == 1).float().mean() >= 0.9
+
+
+def test_the_time_code_is_cosines_then_sines():
+    code = sinusoid(torch.tensor([0.0, 2.0]), 4)
+    expected = [[1, 1, 0, 0], [-0.416147, 0.999800, 0.909297, 0.019999]]
+    torch.testing.assert_close(code, torch.tensor(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_the_time_is_scaled_to_a_thousand():
+    model = adrec()
+    seen = []
+    model.time.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    model.time(torch.tensor([3]))
+    assert torch.equal(seen[0], sinusoid(torch.tensor([375.0]), 16))

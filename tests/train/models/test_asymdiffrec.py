@@ -1,0 +1,96 @@
+"""AsymDiffRec. B samples, N fields, D width of h(x)."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.train.models.contract import FIELDS, RankingModelContract, impressions, seeded
+from train.configs import AsymDiffRecConfig, DNNConfig
+from train.diffusion.dropping import drop
+from train.models.asymdiffrec import AsymDiffRec
+
+BASE = DNNConfig(embedding_width=4, hidden=(16, 8), dropout=0.0)
+
+
+def asymdiffrec(**settings) -> AsymDiffRec:
+    torch.manual_seed(0)
+    return AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, **settings), FIELDS).eval()
+
+
+class TestAsymDiffRec(RankingModelContract):
+    def build(self):
+        return AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12), FIELDS)
+
+
+class TestGradientThroughTheTarget(RankingModelContract):
+    def build(self):
+        return AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, stop_gradient=False), FIELDS)
+
+
+def reverse(model, missing, z):
+    """g written out: two linear layers around a ReLU on [s, z]."""
+    first, _, second = model.reverse
+    hidden = F.relu(torch.cat([missing.float(), z], dim=1) @ first.weight.T + first.bias)
+    return hidden @ second.weight.T + second.bias
+
+
+def test_the_loss_is_the_papers_sum_by_hand():
+    model, batch = asymdiffrec(recon_weight=0.5, aux_weight=2.0), impressions(16)
+    missing = drop(batch.missing_BN, seeded(3))
+    z0 = model.base.encode(batch)
+    restored = reverse(model, missing, model.base.encode(batch.with_missing(missing)))
+    main = F.binary_cross_entropy(model.base.head(z0).sigmoid(), batch.label_B)
+    aux = F.binary_cross_entropy(model.base.head(restored).sigmoid(), batch.label_B)
+    recon = sum(((a - b) ** 2).sum() / 8 for a, b in zip(restored, z0, strict=True)) / 16
+    parts = model.loss(batch, seeded(3))
+    assert parts.parts["main"].item() == pytest.approx(main.item(), rel=1e-5)
+    assert parts.parts["aux"].item() == pytest.approx(aux.item(), rel=1e-5)
+    assert parts.parts["recon"].item() == pytest.approx(recon.item(), rel=1e-5)
+    assert parts.total.item() == pytest.approx((main + 0.5 * recon + 2 * aux).item(), rel=1e-5)
+
+
+def test_serving_restores_with_the_really_missing_fields():
+    model, batch = asymdiffrec(), impressions()
+    restored = reverse(model, batch.missing_BN, model.base.encode(batch))
+    torch.testing.assert_close(model.logits(batch), model.base.head(restored))
+
+
+def test_the_main_loss_sees_the_sample_as_logged():
+    model, batch = asymdiffrec(), impressions(16)
+    base_loss = model.base.loss(batch, seeded()).total.item()
+    for seed in range(3):
+        assert model.loss(batch, seeded(seed)).parts["main"].item() == pytest.approx(base_loss)
+
+
+def test_really_missing_fields_are_missing_after_dropping_too():
+    model, batch = asymdiffrec(), impressions(16)
+    seen = []
+    inner = model.base.encode
+    model.base.encode = lambda b: seen.append(b.missing_BN) or inner(b)
+    model.loss(batch, seeded(1))
+    assert torch.equal(seen[0], batch.missing_BN)
+    assert (seen[1] | ~batch.missing_BN).all()
+    assert (seen[1] & ~batch.missing_BN).any()
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_the_gradient_of_the_reconstruction_target(stop):
+    """With g = 0 the restored vector is 0 and constant: L_recon reaches h through z_0 or not at all."""
+    model, batch = asymdiffrec(stop_gradient=stop), impressions(4)
+    for parameter in model.reverse.parameters():
+        torch.nn.init.zeros_(parameter)
+    z0 = model.base.encode(batch)
+    expected = torch.autograd.grad(z0.square().mean(), model.base.fields.missing_NW)[0]
+    only_recon = AsymDiffRecConfig(base=BASE, hidden=12, stop_gradient=stop, aux_weight=0.0)
+    model.config = only_recon
+    total = model.loss(batch, seeded()).total
+    main = model.base.loss(batch, seeded()).total
+    got = torch.autograd.grad(total - main, model.base.fields.missing_NW)[0]
+    wanted = torch.zeros_like(expected) if stop else expected
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
+
+
+def test_one_generator_one_drop():
+    model, batch = asymdiffrec(), impressions(32)
+    recon = [model.loss(batch, seeded(s)).parts["recon"].item() for s in (1, 1, 2)]
+    assert recon[0] == recon[1] != recon[2]

@@ -1,0 +1,195 @@
+"""A checkpoint is complete or refused, and gives back exactly what was saved."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from infra.errors import ArtifactError
+from train import checkpoint
+from train.checkpoint import Body, TrainState
+
+
+def state(**changes) -> TrainState:
+    values = {
+        "epoch": 3, "step": 12, "stage": "main", "finished": False, "world": 1, "config_hash": "abc",
+        "input_versions": {"sequences": 4}, "best_metric": 0.25, "best_epoch": 2, "bad_validations": 1,
+        "seconds": 1.5, "train_seconds": 1.0, "examples": 30,
+    }  # fmt: skip
+    return TrainState(**{**values, **changes})
+
+
+def nothing() -> None:
+    pass
+
+
+def write(path: Path, **changes) -> Path:
+    generator = torch.Generator().manual_seed(7)
+    body = Body(
+        state=state(**changes),
+        model={"w": torch.tensor([[1.0, 2.0]]), "count": torch.tensor(3)},
+        optimizer={"exp_avg.w": torch.tensor([[0.1, 0.2]])},
+        optimizer_scalars={"lr": 0.1, "betas": [0.9, 0.999]},
+        best={"w": torch.tensor([[5.0, 6.0]]), "count": torch.tensor(2)},
+    )
+    checkpoint.save(path, 0, {"generator": generator.get_state()}, body, nothing)
+    return path
+
+
+def test_what_was_saved_comes_back(tmp_path):
+    loaded = checkpoint.load(write(tmp_path / "c"))
+    assert loaded.body.state == state()
+    assert loaded.body.model["w"].tolist() == [[1.0, 2.0]]
+    assert loaded.body.model["count"].item() == 3
+    assert loaded.body.best["w"].tolist() == [[5.0, 6.0]]
+    assert loaded.body.optimizer_scalars == {"lr": 0.1, "betas": [0.9, 0.999]}
+    generator = torch.Generator()
+    generator.set_state(loaded.rng[0]["generator"])
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(torch.rand(3, generator=generator), expected)
+
+
+def test_the_manifest_is_the_last_file_and_waits_for_every_rank(tmp_path):
+    class Killed(Exception):
+        pass
+
+    def barrier() -> None:
+        raise Killed
+
+    body = Body(state(), {"w": torch.zeros(1)}, {}, {})
+    with pytest.raises(Killed):
+        checkpoint.save(tmp_path / "c", 0, {}, body, barrier)
+    with pytest.raises(ArtifactError, match=r"incomplete.*no MANIFEST\.json"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_every_rank_has_its_own_random_state(tmp_path):
+    path = tmp_path / "c"
+    checkpoint.save(path, 1, {"generator": torch.tensor([1], dtype=torch.uint8)}, None, nothing)
+    body = Body(state(world=2), {}, {}, {})
+    checkpoint.save(path, 0, {"generator": torch.tensor([0], dtype=torch.uint8)}, body, nothing)
+    assert [r["generator"].item() for r in checkpoint.load(path).rng] == [0, 1]
+
+
+NAMES = ("model.safetensors", "optimizer.safetensors", "best.safetensors", "rng-00000.safetensors", "state.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_damaged_file_is_named(tmp_path, name):
+    file = write(tmp_path / "c") / name
+    data = bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ArtifactError, match=rf"{name}: its SHA-256"):
+        checkpoint.load(tmp_path / "c")
+    file.write_bytes(data[:-3])
+    with pytest.raises(ArtifactError, match=rf"{name}: \d+ bytes, the manifest says"):
+        checkpoint.load(tmp_path / "c")
+    file.unlink()
+    with pytest.raises(ArtifactError, match=rf"{name}: missing"):
+        checkpoint.load(tmp_path / "c")
+
+
+def test_links_and_strangers_are_refused(tmp_path):
+    path = write(tmp_path / "c")
+    (path / "extra.bin").write_bytes(b"x")
+    with pytest.raises(ArtifactError, match=r"extra\.bin: not in the manifest"):
+        checkpoint.load(path)
+    (path / "extra.bin").unlink()
+    (path / "model.safetensors").rename(tmp_path / "elsewhere")
+    os.symlink(tmp_path / "elsewhere", path / "model.safetensors")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: not a regular file"):
+        checkpoint.load(path)
+
+
+def edit_manifest(path: Path, **changes) -> None:
+    file = path / checkpoint.MANIFEST
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/hostname", "a/b", "..", "MANIFEST.json", ".hidden", ""])
+def test_names_that_lead_out_are_refused(tmp_path, name):
+    path = write(tmp_path / "c")
+    edit_manifest(path, files={name: {"size": 1, "sha256": "0"}})
+    with pytest.raises(ArtifactError, match="not a plain file name"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"format_version": 2}, "format"),
+        ({"format": "logs2rec-model"}, "format"),
+        ({"files": ["state.json"]}, "no list of files"),
+    ],
+)
+def test_another_format_is_refused(tmp_path, changes, message):
+    path = write(tmp_path / "c")
+    edit_manifest(path, **changes)
+    with pytest.raises(ArtifactError, match=message):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", "[" * 100_000])
+def test_a_manifest_that_is_no_json_object(tmp_path, text):
+    path = write(tmp_path / "c")
+    (path / checkpoint.MANIFEST).write_text(text)
+    with pytest.raises(ArtifactError, match="JSON"):
+        checkpoint.load(path)
+
+
+def test_candidates_are_newest_first_and_the_newest_valid_one_wins(tmp_path):
+    for epoch, attempt in ((1, 5), (2, 5), (2, 9), (10, 5)):
+        write(tmp_path / checkpoint.directory_name(epoch, attempt), epoch=epoch, seconds=float(attempt))
+    (tmp_path / "epoch-000099-5.txt").write_text("no directory")
+    paths = checkpoint.candidates(tmp_path)
+    assert [p.name[6:12] + p.name[-1] for p in paths] == ["0000105", "0000029", "0000025", "0000015"]
+    (paths[0] / "MANIFEST.json").unlink()
+    (paths[1] / "state.json").write_text("{}")
+    path, loaded = checkpoint.latest_valid(paths)
+    assert (path, loaded.body.state.epoch, loaded.body.state.seconds) == (paths[2], 2, 5.0)
+    assert checkpoint.latest_valid([]) is None
+    assert checkpoint.candidates(tmp_path / "nowhere") == []
+
+
+def test_an_optimizer_continues_bit_for_bit(tmp_path):
+    def made() -> tuple[nn.Linear, torch.optim.AdamW]:
+        torch.manual_seed(1)
+        model = nn.Linear(3, 2)
+        return model, torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+
+    def steps(model: nn.Linear, optimizer: torch.optim.AdamW, inputs: range) -> None:
+        for i in inputs:
+            optimizer.zero_grad()
+            model(torch.full((1, 3), float(i))).square().sum().backward()
+            optimizer.step()
+
+    straight, straight_optimizer = made()
+    steps(straight, straight_optimizer, range(6))
+    first, first_optimizer = made()
+    steps(first, first_optimizer, range(3))
+    names = ["weight", "bias"]
+    tensors, scalars = checkpoint.optimizer_state(first_optimizer, names)
+    assert set(tensors) == {f"{slot}.{name}" for slot in ("step", "exp_avg", "exp_avg_sq") for name in names}
+    body = Body(state(), dict(first.state_dict()), tensors, scalars)
+    checkpoint.save(tmp_path / "c", 0, {}, body, nothing)
+
+    loaded = checkpoint.load(tmp_path / "c").body
+    second, _ = made()
+    second.load_state_dict(loaded.model)
+    other_rate = torch.optim.AdamW(second.parameters(), lr=0.7)
+    checkpoint.restore_optimizer(other_rate, names, loaded.optimizer, loaded.optimizer_scalars)
+    steps(second, other_rate, range(3, 6))
+    assert torch.equal(straight.weight, second.weight)
+    assert torch.equal(straight.bias, second.bias)
+    with pytest.raises(ArtifactError, match="belongs to no trained parameter"):
+        checkpoint.restore_optimizer(other_rate, ["weight", "other"], loaded.optimizer, loaded.optimizer_scalars)
+
+
+def test_no_number_that_json_does_not_know(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write(tmp_path / "c", best_metric=float("nan"))
+    assert not (tmp_path / "c" / checkpoint.MANIFEST).exists()

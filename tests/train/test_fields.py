@@ -1,0 +1,139 @@
+"""Field vectors by hand. B samples, N fields, W width."""
+
+import math
+
+import pytest
+import torch
+
+from infra.errors import ConfigError
+from infra.tables import Kind
+from train.fields import FieldEncoder
+from train.protocol import FieldSpec, RankingBatch
+
+FIELDS = (
+    FieldSpec("age", Kind.NUMERIC, mean=30.0, std=10.0),
+    FieldSpec("user", Kind.CATEGORICAL, size=5),
+    FieldSpec("genres", Kind.MULTI, size=6),
+    FieldSpec("price", Kind.NUMERIC, mean=1.0, std=2.0),
+    FieldSpec("item", Kind.CATEGORICAL, size=4),
+    FieldSpec("tags", Kind.MULTI, size=3),
+)
+
+
+def encoder(missing="learned") -> FieldEncoder:
+    torch.manual_seed(0)
+    model = FieldEncoder(FIELDS, 4, missing)
+    with torch.no_grad():
+        model.bias_GW.normal_()
+    return model
+
+
+def batch(user=2, item=3, age=45.0, price=0.0, genres=(2, 5, 0), tags=(2,), missing=()) -> RankingBatch:
+    mask = torch.zeros(1, 6, dtype=torch.bool)
+    mask[0, list(missing)] = True
+    return RankingBatch(
+        torch.tensor([[user, item]]),
+        torch.tensor([[age, price]]),
+        (torch.tensor([genres], dtype=torch.int64), torch.tensor([tags], dtype=torch.int64)),
+        mask,
+        torch.ones(1),
+    )
+
+
+def test_every_field_stands_in_mask_order_with_its_own_formula():
+    model = encoder()
+    users, genres, items, tags = model.tables
+    expected = torch.stack(
+        [
+            1.5 * model.slope_GW[0] + model.bias_GW[0],
+            users[2],
+            (genres[2] + genres[5]) / 2,
+            -0.5 * model.slope_GW[1] + model.bias_GW[1],
+            items[3],
+            tags[2],
+        ]
+    )
+    torch.testing.assert_close(model(batch())[0], expected)
+
+
+@pytest.mark.parametrize("index", [0, 1, 4, 999, -3])
+def test_an_index_without_a_row_counts_as_unknown(index):
+    model = encoder()
+    torch.testing.assert_close(model(batch(item=index))[0, 4], model.tables[2][1])
+
+
+def test_multi_fields_leave_padding_out_and_map_what_is_beyond():
+    model = encoder()
+    with torch.no_grad():
+        model.tables[1][0] = 99.0  # even a padding row that moved must not count
+    torch.testing.assert_close(model(batch(genres=(0, 3, 77)))[0, 2], (model.tables[1][3] + model.tables[1][1]) / 2)
+
+
+@pytest.mark.parametrize("genres", [(), (0, 0)])
+def test_a_multi_field_without_values_is_zeros_and_not_missing(genres):
+    assert encoder()(batch(genres=genres))[0, 2].tolist() == [0.0] * 4
+
+
+def test_numeric_values_are_clamped():
+    model = encoder()
+    torch.testing.assert_close(model(batch(age=1e30))[0, 0], 10 * model.slope_GW[0] + model.bias_GW[0])
+    torch.testing.assert_close(model(batch(age=-1e30))[0, 0], -10 * model.slope_GW[0] + model.bias_GW[0])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_non_finite_number_is_missing(value):
+    model = encoder()
+    other = batch(price=value)
+    assert torch.equal(model(other)[0, 3], model.missing_NW[3])
+    assert not other.missing_BN.any()  # the batch itself is left alone
+    model(other).sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_missing_fields_take_their_learned_row():
+    model = encoder()
+    z = model(batch(missing=range(6)))[0]
+    assert torch.equal(z, model.missing_NW)
+    assert len({tuple(row.tolist()) for row in z}) == 6
+
+
+def test_missing_fields_are_zeros_on_request():
+    model = encoder("zero")
+    z = model(batch(missing=(0, 2, 4)))[0]
+    assert z[[0, 2, 4]].abs().max() == 0
+    assert z[[1, 3, 5]].abs().min(dim=1).values.max() > 0
+    assert not [name for name, _ in model.named_parameters() if "missing" in name]
+
+
+def test_a_missing_field_trains_its_row_and_not_its_table():
+    model = encoder()
+    model(batch(missing=(1,))).sum().backward()
+    assert model.tables[0].grad.abs().max() == 0
+    assert model.missing_NW.grad[1].abs().min() == 1
+    assert model.missing_NW.grad[[0, 2, 3, 4, 5]].abs().max() == 0
+
+
+def test_the_statistics_travel_in_the_checkpoint():
+    other = FieldEncoder([FieldSpec(s.name, s.kind, s.size, mean=0.0, std=1.0) for s in FIELDS], 4, "learned")
+    other.load_state_dict(encoder().state_dict())
+    assert torch.equal(other(batch()), encoder()(batch()))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ([], "at least one feature field"),
+        ([FieldSpec("age", Kind.NUMERIC, std=0.0)], "field age: std"),
+        ([FieldSpec("age", Kind.NUMERIC, std=math.nan)], "field age: std"),
+        ([FieldSpec("user", Kind.CATEGORICAL, size=1)], "field user: size"),
+    ],
+)
+def test_unusable_fields_are_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        FieldEncoder(fields, 4, "learned")
+
+
+def test_fields_of_one_kind_only():
+    model = FieldEncoder([FieldSpec("user", Kind.CATEGORICAL, size=3)], 4, "learned")
+    one = RankingBatch(torch.tensor([[2]]), torch.empty(1, 0), (), torch.zeros(1, 1, dtype=torch.bool), torch.ones(1))
+    assert torch.equal(model(one)[0, 0], model.tables[0][2])

@@ -1,0 +1,360 @@
+"""The loop of one worker, without Ray: stages, stopping, exact resume, validation by hand."""
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from infra.errors import TrainingError
+from tests.train.test_loader import AS_OF, write_samples, write_sequences
+from train import checkpoint, loop
+from train.configs import ADRecConfig, DNNConfig, SASRecConfig
+from train.loop import Job, Worker, split_epochs
+from train.protocol import LossParts, Stage
+from train.settings import TrainingSettings
+
+CPU = torch.device("cpu")
+ADREC = ADRecConfig(width=8, blocks=1, heads=1, denoiser_blocks=1, steps=4, max_length=4)
+SASREC = SASRecConfig(width=8, blocks=1, heads=1, max_length=4, dropout=0.5)
+CHUNKS = [[2 + (i + j) % 8 for j in range(2 + i % 4)] for i in range(20)]
+TARGETS = [([2, 3], 4, True), ([5], 6, True), ([9, 8, 7], 2, True)]
+
+
+def job(root: Path, model=SASREC, run: str = "run", **settings) -> Job:
+    if not (root / "sequences").exists():
+        write_sequences(root, CHUNKS, TARGETS)
+    given_settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01, **settings}
+    return Job(
+        lake=str(root), versions={"sequences": 0}, as_of=AS_OF, model=model, catalogue=10,
+        training=TrainingSettings(**given_settings), run=str(root / run), config_hash="c0ffee",
+    )  # fmt: skip
+
+
+class Killed(Exception):
+    pass
+
+
+def run(what: Job, kill_after: int | None = None) -> tuple[Worker, list[dict]]:
+    reports: list[dict] = []
+
+    def report(metrics, path):
+        reports.append(metrics)
+        if kill_after == len(reports):
+            raise Killed
+
+    worker = Worker(what, 0, 1, CPU)
+    worker.run(report)
+    return worker, reports
+
+
+def same(left: dict, right: dict) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+class TestResume:
+    @pytest.mark.parametrize("model", [SASREC, ADREC], ids=lambda m: m.model)
+    @pytest.mark.parametrize("killed_after", [1, 2, 3])
+    def test_bit_for_bit(self, tmp_path, model, killed_after):
+        straight, told = run(job(tmp_path, model, "a"))
+        with pytest.raises(Killed):
+            run(job(tmp_path, model, "b"), kill_after=killed_after)
+        resumed, rest = run(job(tmp_path, model, "b"))
+        assert [m["epoch"] for m in rest] == list(range(killed_after + 1, 5))
+        assert same(straight.model.state_dict(), resumed.model.state_dict())
+        assert same(straight.best, resumed.best)
+        assert torch.equal(straight.generator.get_state(), resumed.generator.get_state())
+        for key in ("loss", "valid_ndcg_20", "best_epoch", "step"):
+            assert told[-1][key] == rest[-1][key]
+
+    def test_noise_and_dropout_are_part_of_it(self, tmp_path):
+        """The comparison above can fail: without the saved generators the weights come out otherwise."""
+        straight, _ = run(job(tmp_path, ADREC, "a"))
+        with pytest.raises(Killed):
+            run(job(tmp_path, ADREC, "b"), kill_after=2)
+        resumed = Worker(job(tmp_path, ADREC, "b"), 0, 1, CPU)
+        resumed._set_rng = lambda states: None
+        resumed.run(lambda metrics, path: None)
+        assert not same(straight.model.state_dict(), resumed.model.state_dict())
+
+    def test_a_damaged_checkpoint_costs_one_epoch(self, tmp_path):
+        straight, _ = run(job(tmp_path, run="a"))
+        with pytest.raises(Killed):
+            run(job(tmp_path, run="b"), kill_after=3)
+        newest, *_ = checkpoint.candidates(tmp_path / "b")
+        (newest / "model.safetensors").write_bytes(b"")
+        resumed, rest = run(job(tmp_path, run="b"))
+        assert [m["epoch"] for m in rest] == [3, 4]
+        assert same(straight.model.state_dict(), resumed.model.state_dict())
+
+    def test_a_finished_run_trains_no_further(self, tmp_path):
+        done, _ = run(job(tmp_path))
+        again, reports = run(job(tmp_path))
+        assert reports == []
+        assert same(done.model.state_dict(), again.model.state_dict())
+
+    def test_checkpoints_come_as_often_as_asked(self, tmp_path):
+        run(job(tmp_path, epochs=5, checkpoint_every=2))
+        assert [int(p.name[6:12]) for p in checkpoint.candidates(tmp_path / "run")] == [5, 4, 2]
+
+    def test_a_strangers_run_is_refused(self, tmp_path):
+        run(job(tmp_path))
+        stranger = Job(**{**vars(job(tmp_path)), "config_hash": "other"})
+        with pytest.raises(TrainingError, match="another configuration"):
+            run(stranger)
+        later = Job(**{**vars(job(tmp_path)), "versions": {"sequences": 0, "items": 2}})
+        with pytest.raises(TrainingError, match="other inputs"):
+            run(later)
+
+
+class Tiny(nn.Module):
+    """A table and a bias; `losses` makes the loss of each call from the table's sum."""
+
+    def __init__(self, losses=lambda call, value: value) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(10, 1)
+        self.bias = nn.Linear(1, 1)
+        self.losses = losses
+        self.calls = 0
+
+    def loss(self, batch, generator):
+        self.calls += 1
+        value = self.bias(self.table(batch.items_BL)).square().mean()
+        return LossParts(self.losses(self.calls, value), {"square": value.detach()})
+
+    def user_vectors(self, batch, steps, generator):
+        return torch.ones(len(batch.items_BL), 1, 1)
+
+    def item_table(self):
+        return self.table.weight
+
+
+class Staged(Tiny):
+    """Table alone, then bias alone, then both."""
+
+    def stages(self):
+        return [
+            Stage("first", 0.5, self.loss, frozen=("bias.",)),
+            Stage("second", 0.25, self.loss, frozen=("table.",)),
+            Stage("both", 0.25, self.loss),
+        ]
+
+
+def with_model(monkeypatch, model: nn.Module) -> None:
+    monkeypatch.setattr(loop, "build", lambda config, catalogue, fields: model)
+
+
+class TestStages:
+    @given(st.lists(st.floats(0.01, 1), min_size=1, max_size=5), st.integers(5, 60))
+    def test_epochs_add_up(self, shares, epochs):
+        lengths = split_epochs(shares, epochs)
+        assert sum(lengths) == epochs
+        assert min(lengths) >= 1
+
+    def test_epochs_by_hand(self):
+        assert split_epochs([0.3, 0.1, 0.6], 20) == [6, 2, 12]
+        assert split_epochs([0.3, 0.1, 0.6], 7) == [2, 1, 4]
+        assert split_epochs([0.3, 0.1, 0.6], 3) == [1, 1, 1]
+        assert split_epochs([1.0], 9) == [9]
+        with pytest.raises(TrainingError, match=r"training\.epochs 2 is less than the model's 3 stages"):
+            split_epochs([0.3, 0.1, 0.6], 2)
+
+    def test_frozen_parts_do_not_move_even_under_decay(self, tmp_path, monkeypatch):
+        model = Staged()
+        with_model(monkeypatch, model)
+        seen = [{k: v.clone() for k, v in model.state_dict().items()}]
+        worker = Worker(job(tmp_path, weight_decay=10.0), 0, 1, CPU)
+        stages = []
+
+        def report(metrics, path):
+            stages.append(metrics["stage"])
+            seen.append({k: v.clone() for k, v in model.state_dict().items()})
+
+        worker.run(report)
+        assert stages == ["first", "first", "second", "both"]
+        moved = [
+            {name for name in after if not torch.equal(before[name], after[name])}
+            for before, after in zip(seen, seen[1:], strict=False)
+        ]
+        both = {"table.weight", "bias.weight", "bias.bias"}
+        assert moved == [{"table.weight"}, {"table.weight"}, {"bias.weight", "bias.bias"}, both]
+
+    def test_adamw_remembers_what_stays_and_forgets_what_was_frozen(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Staged())
+        worker, _ = run(job(tmp_path))
+        steps = {name: int(worker.optimizer.state[p]["step"]) for name, p in worker.model.named_parameters()}
+        # 20 rows in batches of 8 are 3 steps an epoch: the table had a pause, the bias went on.
+        assert steps == {"table.weight": 3, "bias.weight": 6, "bias.bias": 6}
+
+    @pytest.mark.parametrize(
+        ("frozen", "message"), [(("tabel.",), "freezes 'tabel.', but no"), (("table.", "bias."), "freezes every")]
+    )
+    def test_a_stage_that_freezes_nothing_or_everything(self, tmp_path, monkeypatch, frozen, message):
+        model = Tiny()
+        model.stages = lambda: [Stage("only", 1.0, model.loss, frozen)]
+        with_model(monkeypatch, model)
+        with pytest.raises(TrainingError, match=message):
+            Worker(job(tmp_path), 0, 1, CPU)
+
+
+class TestNonFinite:
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_a_loss_stops_before_the_step(self, tmp_path, monkeypatch, bad):
+        model = Tiny(lambda call, value: value + bad if call == 5 else value)
+        with_model(monkeypatch, model)
+        worker = Worker(job(tmp_path), 0, 1, CPU)
+        with pytest.raises(TrainingError, match=r"loss is .*stage 'main', epoch 2, step 2 of the epoch \(5 of the run\)"):
+            worker.run(lambda metrics, path: None)
+        assert all(p.isfinite().all() for p in model.parameters())
+        assert all(int(s["step"]) == 4 for s in worker.optimizer.state.values())
+
+    def test_a_gradient_stops_before_the_step(self, tmp_path, monkeypatch):
+        # sqrt(0) is finite, its derivative is not.
+        model = Tiny(lambda call, value: value + (value * 0).sqrt() if call == 3 else value)
+        with_model(monkeypatch, model)
+        with pytest.raises(TrainingError, match=r"gradient norm is (nan|inf).*step 3 of the epoch"):
+            run(job(tmp_path))
+        assert all(p.isfinite().all() for p in model.parameters())
+
+    def test_a_validation_score(self, tmp_path):
+        write_samples(tmp_path, rows_of(4) + [{**r, "split": "valid"} for r in rows_of(4)])
+        ranking = Job(**{**vars(job(tmp_path, DNNConfig())), "versions": {"samples": 0, "fields": 0}})
+        worker = Worker(ranking, 0, 1, CPU)
+        nn.init.constant_(worker.model.out.bias, math.nan)
+        with pytest.raises(TrainingError, match="valid_log_loss is nan"):
+            loop.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+
+
+def scripted(monkeypatch, values: list[float], name: str = "valid_ndcg_20") -> None:
+    script = iter(values)
+    monkeypatch.setattr(loop, "validate", lambda *args: (name, next(script)))
+
+
+class TestStopping:
+    def test_patience_and_the_best_weights(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Tiny())
+        scripted(monkeypatch, [0.1, 0.3, 0.3, 0.2, 0.9])
+        weights = []
+        worker = Worker(job(tmp_path, epochs=9, patience=2), 0, 1, CPU)
+        worker.run(lambda metrics, path: weights.append(worker.model.table.weight.clone()))
+        assert (worker.state.epoch, worker.state.best_epoch, worker.state.best_metric) == (4, 2, 0.3)
+        assert worker.state.finished
+        assert torch.equal(worker.best["table.weight"], weights[1])
+        saved = checkpoint.latest_valid(checkpoint.candidates(tmp_path / "run"))[1].body
+        assert torch.equal(saved.best["table.weight"], weights[1])
+        assert torch.equal(saved.model["table.weight"], weights[3])
+
+    def test_log_loss_falls(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Tiny())
+        scripted(monkeypatch, [0.7, 0.5, 0.6, 0.8], "valid_log_loss")
+        worker, _ = run(job(tmp_path))
+        assert (worker.state.best_epoch, worker.state.bad_validations) == (2, 2)
+
+    def test_only_the_last_stage_counts(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Staged())
+        scripted(monkeypatch, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2])
+        worker, _ = run(job(tmp_path, epochs=8, patience=1))
+        # Stages of 4, 2 and 2 epochs: 0.3 is the first of the last stage and the best that counts.
+        assert (worker.state.epoch, worker.state.best_epoch, worker.state.best_metric) == (8, 7, 0.3)
+
+    def test_validation_comes_as_often_as_asked_and_at_the_end(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Tiny())
+        scripted(monkeypatch, [0.1, 0.2, 0.3])
+        _, reports = run(job(tmp_path, epochs=5, validate_every=2))
+        assert ["valid_ndcg_20" in m for m in reports] == [False, True, False, True, True]
+
+
+class TestValidate:
+    def test_ndcg_by_hand(self, tmp_path):
+        # A lower index scores higher, so without the history item i stands behind 2 .. i - 1.
+        targets = [
+            ([2], 4, True),  # rivals 3: rank 2
+            ([2, 3], 4, True),  # rank 1
+            ([2, 3], 9, True),  # rivals 4..8: rank 6
+            ([5], 7, False),  # unseen before the cut: a miss
+            ([5, 6], 6, True),  # in its own history: left out
+        ]
+        write_sequences(tmp_path, CHUNKS, targets)
+        model = Tiny()
+        with torch.no_grad():
+            model.table.weight.copy_(10.0 - torch.arange(10.0)[:, None])
+        settings = TrainingSettings(batch_size=2)
+        _, valid, _ = loop.load_data(job(tmp_path))
+        name, value = loop.validate(model, valid, settings, 0, 1, CPU)
+        assert name == "valid_ndcg_20"
+        assert value == pytest.approx((1 / math.log2(3) + 1 + 1 / math.log2(7) + 0) / 4, rel=1e-12)
+        # Two ranks see disjoint shares: (rows 0, 2, 4) and (rows 1, 3).
+        shares = [loop.validate(model, valid, settings, r, 2, CPU)[1] for r in (0, 1)]
+        assert shares == pytest.approx([(1 / math.log2(3) + 1 / math.log2(7)) / 2, 1 / 2])
+
+    def test_log_loss_by_hand(self, tmp_path):
+        write_samples(tmp_path, rows_of(3) + [{**r, "split": "valid"} for r in rows_of(3)])
+        ranking = Job(**{**vars(job(tmp_path, DNNConfig())), "versions": {"samples": 0, "fields": 0}})
+        worker = Worker(ranking, 0, 1, CPU)
+        nn.init.zeros_(worker.model.out.weight)
+        nn.init.constant_(worker.model.out.bias, math.log(3))  # p = 3/4 for everyone; labels 0, 1, 0
+        name, value = loop.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+        assert name == "valid_log_loss"
+        assert value == pytest.approx(-(2 * math.log(1 / 4) + math.log(3 / 4)) / 3, rel=1e-6)
+
+    def test_nothing_to_measure(self, tmp_path):
+        write_sequences(tmp_path, CHUNKS, [([4, 5], 5, True)])
+        with pytest.raises(TrainingError, match="already in its user's history"):
+            run(job(tmp_path))
+
+
+def rows_of(count: int) -> list[dict]:
+    return [
+        {"f_colour": 2 + i % 3, "f_price": float(i), "f_tags": [2], "f_shop": 2, "label": i % 2, "missing": 0}
+        for i in range(count)
+    ]
+
+
+class TestTraining:
+    def test_a_ranking_model_learns(self, tmp_path):
+        """The label is a function of one field: the log loss of knowing nothing is log 2."""
+        rows = [{**rows_of(1)[0], "f_colour": 2 + i % 2, "label": i % 2} for i in range(64)]
+        write_samples(tmp_path, rows + [{**r, "split": "valid"} for r in rows[:16]])
+        small = job(tmp_path, DNNConfig(hidden=(8,)), epochs=10, batch_size=16, learning_rate=0.05)
+        _, reports = run(Job(**{**vars(small), "versions": {"samples": 0, "fields": 0}}))
+        assert reports[0]["loss"] > 0.3
+        assert reports[-1]["valid_log_loss"] < 0.1
+
+    def test_every_row_is_trained_on_once_per_epoch(self, tmp_path, monkeypatch):
+        seen: list[int] = []
+
+        class Recording(Tiny):
+            def loss(self, batch, generator):
+                seen.extend(int(first) for first in (batch.items_BL == 0).sum(1) * 10 + batch.targets_BL[:, -1])
+                return super().loss(batch, generator)
+
+        with_model(monkeypatch, Recording())
+        worker, reports = run(job(tmp_path, epochs=2, batch_size=32))
+        first, second = Counter(seen[:20]), Counter(seen[20:])
+        assert first == second
+        assert seen[:20] != seen[20:]
+        assert (worker.state.step, worker.state.examples, reports[-1]["step"]) == (2, 40, 2)
+
+    def test_clipping(self, tmp_path, monkeypatch):
+        """One AdamW step is blind to the gradient's size, so look at the gradient itself."""
+        norms = {}
+        for clip in (0.0, 0.01):
+            model = Tiny(lambda call, value: value * 1000)
+            with_model(monkeypatch, model)
+            run(job(tmp_path, run=f"clip{clip}", epochs=1, batch_size=32, clip_norm=clip))
+            norms[clip] = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+        assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
+        assert norms[0.0] > 1
+
+    def test_an_item_beyond_the_catalogue_is_refused(self, tmp_path):
+        with pytest.raises(TrainingError, match="item index 9, but the vocabulary ends before 9"):
+            Worker(Job(**{**vars(job(tmp_path)), "catalogue": 9}), 0, 1, CPU)
+
+    def test_a_job_survives_its_trip_through_ray(self, tmp_path):
+        before = job(tmp_path, ADREC, workers=(1, 3))
+        assert Job.from_config(before.to_config()) == before

@@ -1,0 +1,202 @@
+"""Whole runs on a private Ray cluster of two CPUs: two workers, a crash, errors, the artifact."""
+
+import math
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import torch
+
+import train
+from infra.cluster import RaySettings, cluster
+from infra.errors import TrainingError
+from tests.train.test_loader import AS_OF, write_samples, write_sequences
+from tests.train.test_loop import CHUNKS, TARGETS, rows_of
+from train import checkpoint, loop, trainer
+from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.settings import TrainingSettings
+from train.trainer import TrainRequest, fit
+
+VOCABULARY = pa.table(
+    {
+        "field": ["__item__"] * 8,
+        "index": pa.array(range(2, 10), pa.int32()),
+        "key": [f"item{i}" for i in range(2, 10)],
+    }
+)
+SASREC = SASRecConfig(width=8, blocks=1, heads=1, max_length=4, dropout=0, embedding_dropout=0)
+ADREC = ADRecConfig(width=8, blocks=1, heads=1, denoiser_blocks=1, steps=4, max_length=4)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster():
+    with cluster(RaySettings(cpus=2, object_store_mb=100)):
+        yield
+
+
+def request_for(root: Path, model=SASREC, name: str = "run", **settings) -> TrainRequest:
+    if not (root / "sequences").exists():
+        write_sequences(root, CHUNKS, TARGETS)
+    return TrainRequest(
+        lake=root, versions={"sequences": 0}, as_of=AS_OF, model=model, run_name=name,
+        training=TrainingSettings(**{"epochs": 3, "batch_size": 8, "learning_rate": 0.01, **settings}),
+        vocabulary_hash="beef", vocabulary=VOCABULARY,
+    )  # fmt: skip
+
+
+def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
+    """The last weights of a run, not its best."""
+    return checkpoint.latest_valid(checkpoint.candidates(root / "runs" / name))[1].body.model
+
+
+def crash_once(config):
+    """train_worker, but rank 1 dies on reporting its second epoch, once."""
+    import ray.train
+
+    report, scar = ray.train.report, Path(config["run"]) / "crashed"
+
+    def dying_report(metrics, *args, **kwargs):
+        if metrics["epoch"] == 2 and not scar.exists() and ray.train.get_context().get_world_rank() == 1:
+            scar.touch()
+            raise RuntimeError("pulled the plug")
+        report(metrics, *args, **kwargs)
+
+    ray.train.report = dying_report
+    try:
+        loop.train_worker(config)
+    finally:
+        ray.train.report = report
+
+
+@pytest.mark.usefixtures("ray_cluster")
+class TestOnRay:
+    def test_two_workers_train_what_one_trains(self, tmp_path, monkeypatch):
+        progress: list[dict] = []
+        alone: list[dict] = []
+        metrics = fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs", progress.append)
+        fit(request_for(tmp_path, name="one"), tmp_path / "m1", tmp_path / "runs", alone.append)
+        assert [m["loss"] for m in progress] == pytest.approx([m["loss"] for m in alone], rel=1e-6)
+        one, two = (weights(tmp_path, name)["items.weight"] for name in ("one", "two"))
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+        assert (metrics["epochs"], metrics["steps"], metrics["examples"], metrics["workers"]) == (3, 9, 60, 2)
+        assert metrics["examples_per_second"] > 0
+        assert 0 <= metrics["valid_metric"] <= 1
+        assert [m["epoch"] for m in progress] == [1, 2, 3]
+        assert max(m["valid_ndcg_20"] for m in progress) == metrics["valid_metric"]
+
+        loaded = train.load(tmp_path / "m2")
+        assert (loaded.lineage, loaded.vocabulary_hash, loaded.catalogue) == ({"sequences": 0}, "beef", 10)
+        assert loaded.vocabulary.equals(VOCABULARY)
+        assert loaded.metrics == metrics
+        _, valid, _ = loop.load_data(job_of(request_for(tmp_path)))
+        settings = request_for(tmp_path).training
+        _, value = loop.validate(loaded.model, valid, settings, 0, 1, torch.device("cpu"))
+        assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)  # the best weights, not the last
+
+        # A finished run needs no worker any more, and its artifact is the one that is there.
+        monkeypatch.setattr(trainer, "_run_workers", None)
+        assert fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs") == metrics
+
+    @pytest.mark.slow
+    def test_a_crashed_worker_changes_nothing(self, tmp_path, monkeypatch):
+        straight = request_for(tmp_path, ADREC, "straight", workers=2, max_failures=0, epochs=4)
+        fit(straight, tmp_path / "a", tmp_path / "runs")
+        monkeypatch.setattr(trainer, "train_worker", crash_once)
+        crashed = request_for(tmp_path, ADREC, "crashed", workers=2, max_failures=1, epochs=4)
+        fit(crashed, tmp_path / "b", tmp_path / "runs")
+        assert (tmp_path / "runs" / "crashed" / "crashed").exists()
+        left, right = weights(tmp_path, "straight"), weights(tmp_path, "crashed")
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+        assert len(checkpoint.candidates(tmp_path / "runs" / "straight")) == 2  # keep_checkpoints
+
+    def test_a_workers_error_is_one_message(self, tmp_path):
+        hopeless = request_for(tmp_path, name="hopeless", learning_rate=1e30, workers=2)
+        with pytest.raises(TrainingError, match=r"run hopeless: .* is (nan|inf) in stage 'main', epoch 1, step 2") as raised:
+            fit(hopeless, tmp_path / "m", tmp_path / "runs")
+        assert len(str(raised.value)) < 400
+        assert raised.value.__cause__ is None
+        assert not (tmp_path / "m").exists()
+
+    def test_a_ranking_model(self, tmp_path):
+        write_samples(tmp_path, rows_of(20) + [{**r, "split": "valid"} for r in rows_of(6)])
+        config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(4,)), hidden=4)
+        plain = request_for(tmp_path, config, "ranking", epochs=2)
+        versions = {"samples": 0, "fields": 0}
+        metrics = fit(TrainRequest(**{**vars(plain), "versions": versions}), tmp_path / "m", tmp_path / "runs")
+        loaded = train.load(tmp_path / "m")
+        assert [f.name for f in loaded.fields] == ["colour", "price", "tags", "shop"]
+        assert (loaded.kind, loaded.catalogue) == ("ranking", None)
+        assert 0 < metrics["valid_metric"] < 5
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"workers": 3}, "3 workers with 1 threads each need 3 CPUs, the Ray cluster has 2"),
+            ({"workers": (3, 8)}, "3 workers"),
+            ({"workers": 1, "threads": 4}, "need 4 CPUs"),
+            ({"use_gpu": True}, "asks for 1 GPUs, the Ray cluster has 0"),
+        ],
+    )
+    def test_too_small_a_cluster_says_so_at_once(self, tmp_path, settings, message):
+        started = time.monotonic()
+        with pytest.raises(TrainingError, match=message):
+            fit(request_for(tmp_path, **settings), tmp_path / "m", tmp_path / "runs")
+        assert time.monotonic() - started < 2
+
+
+def job_of(request: TrainRequest) -> loop.Job:
+    return loop.Job(
+        lake=str(request.lake), versions=request.versions, as_of=request.as_of, model=request.model,
+        training=request.training, catalogue=10, run="", config_hash="",
+    )  # fmt: skip
+
+
+class TestWithoutRay:
+    def test_popularity_is_counted(self, tmp_path):
+        # A chunk of one event has no target but is an event; 1 is unknown and never counted.
+        write_sequences(tmp_path, [[2, 3, 3], [4], [3, 1, 1, 1, 1]], [([2], 3, True), ([3], 4, True), ([2], 9, True)])
+        metrics = fit(request_for(tmp_path, PopularityConfig()), tmp_path / "m", tmp_path / "runs")
+        loaded = train.load(tmp_path / "m")
+        assert loaded.model.item_table()[:, 0].tolist() == [0, 0, 1, 3, 1, 0, 0, 0, 0, 0]
+        # Ranks without the history: 3 is first; 4 is second behind 2; 9 is last of seven.
+        expected = (1 + 1 / math.log2(3) + 1 / math.log2(8)) / 3
+        assert metrics["valid_metric"] == pytest.approx(expected)
+        assert (metrics["epochs"], metrics["examples"]) == (0, 9)
+        assert not (tmp_path / "runs").exists()
+
+    def test_no_connection(self, tmp_path, monkeypatch):
+        import ray
+
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        with pytest.raises(TrainingError, match=r"call fit inside infra\.cluster\.cluster"):
+            fit(request_for(tmp_path), tmp_path / "m", tmp_path / "runs")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"versions": {"samples": 0}}, "no version of table 'sequences'"),
+            ({"vocabulary": None}, "needs the item vocabulary"),
+            ({"vocabulary": VOCABULARY.slice(0, 0)}, "vocabulary is empty"),
+            ({"model": PopularityConfig(), "vocabulary": VOCABULARY.slice(0, 3)}, "beyond the vocabulary"),
+        ],
+    )
+    def test_a_request_that_does_not_fit(self, tmp_path, changes, message):
+        with pytest.raises(TrainingError, match=message):
+            fit(TrainRequest(**{**vars(request_for(tmp_path)), **changes}), tmp_path / "m", tmp_path / "runs")
+
+    def test_the_hash_covers_what_decides_the_weights(self, tmp_path):
+        base = request_for(tmp_path).config_hash
+        assert request_for(tmp_path, workers=2, max_failures=3, threads=2).config_hash == base
+        assert request_for(tmp_path, seed=1).config_hash != base
+        assert request_for(tmp_path, ADREC).config_hash != base
+        assert request_for(tmp_path, epochs=4).config_hash != base
+
+    def test_settings_that_contradict_each_other(self):
+        with pytest.raises(ValueError, match="batch_size 2 is the global batch"):
+            TrainingSettings(batch_size=2, workers=(1, 3))
+        with pytest.raises(ValueError, match="minimum exceeds the maximum"):
+            TrainingSettings(workers=(3, 1))
+        with pytest.raises(ValueError, match="keep_checkpoints"):
+            TrainingSettings(keep_checkpoints=1)

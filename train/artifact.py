@@ -1,0 +1,241 @@
+"""A trained model as a directory: tensors, a description, the vocabulary, and a manifest sealed last.
+
+model.safetensors   the state dictionary
+model.json          kind, configuration, catalogue or fields, vocabulary hash, lineage, metrics
+vocabulary.parquet  optional: field, index, key; items under the field '__item__'
+MANIFEST.json       sizes and hashes of the others (train.checkpoint.write_manifest)
+
+Reading one executes nothing from it: safetensors, JSON and Parquet only, the architecture comes from
+train.models by the name in a validated configuration.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from infra.errors import ArtifactError, ConfigError
+from infra.tables import Kind
+from train.checkpoint import (
+    MANIFEST,
+    file_digest,
+    read_json,
+    read_tensors,
+    sync,
+    verify,
+    write_json,
+    write_manifest,
+    write_tensors,
+)
+from train.configs import ModelConfig, RankingConfig, SequenceConfig
+from train.models import build_ranking, build_sequence
+from train.protocol import FieldSpec
+
+ARTIFACT_FORMAT = "logs2rec-model"
+FORMAT_VERSION = 1
+ITEM_FIELD = "__item__"
+VOCABULARY_SCHEMA = pa.schema([("field", pa.string()), ("index", pa.int32()), ("key", pa.string())])
+_MODEL, _DESCRIPTION, _VOCABULARY = "model.safetensors", "model.json", "vocabulary.parquet"
+_REQUIRED = {_MODEL, _DESCRIPTION}
+_DESCRIBED = {
+    "format_version", "kind", "config", "catalogue", "fields", "vocabulary_hash", "lineage", "metrics",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A verified artifact. `catalogue` is None for ranking models, `fields` empty for sequence models."""
+
+    model: nn.Module
+    """In eval mode, on the CPU."""
+    kind: Literal["sequence", "ranking"]
+    config: ModelConfig
+    catalogue: int | None
+    fields: tuple[FieldSpec, ...]
+    vocabulary: pa.Table | None
+    """Columns field, index, key."""
+    vocabulary_hash: str
+    lineage: dict[str, int]
+    """Table -> version that the model was trained on."""
+    metrics: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    """The manifest: file name -> size and sha256."""
+
+
+def build(config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec]) -> nn.Module:
+    """The freshly initialised model; the one place that tells the two kinds apart."""
+    if config.kind == "ranking":
+        model: Any = build_ranking(config, fields)
+    elif catalogue is None:
+        raise ConfigError(f"model {config.model}: a sequence model needs the size of the catalogue")
+    else:
+        model = build_sequence(config, catalogue)
+    return model
+
+
+def save(
+    path: Path,
+    model: nn.Module,
+    config: ModelConfig,
+    *,
+    lineage: Mapping[str, int],
+    vocabulary_hash: str,
+    metrics: Mapping[str, Any],
+    catalogue: int | None = None,
+    fields: Sequence[FieldSpec] = (),
+    vocabulary: pa.Table | None = None,
+) -> None:
+    """Write the artifact beside `path` and rename it into place.
+
+    A complete artifact of the same model there is left alone (metrics do not count), an incomplete one
+    is replaced. Raises ArtifactError when `path` holds another model or something else.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    written.mkdir()
+    try:
+        write_tensors(written / _MODEL, model.state_dict())
+        if vocabulary is not None:
+            pq.write_table(vocabulary.select(VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), written / _VOCABULARY)
+            sync(written / _VOCABULARY)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "kind": config.kind,
+            "config": config.model_dump(mode="json"),
+            "catalogue": catalogue,
+            "fields": [asdict(f) for f in fields],
+            "vocabulary_hash": vocabulary_hash,
+            "lineage": dict(lineage),
+            "metrics": dict(metrics),
+        }
+        write_json(written / _DESCRIPTION, description)
+        write_manifest(written, ARTIFACT_FORMAT, FORMAT_VERSION)
+        if not _keep_existing(path, written):
+            written.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
+
+
+def load(path: str | Path) -> Loaded:
+    """Open an artifact after checking every file; ArtifactError names what is wrong with which."""
+    path = Path(path)
+    files = _verify(path)
+    about = _description(path)
+    config = _config(path, about)
+    fields = _fields(path, about)
+    tensors = read_tensors(path / _MODEL)
+    catalogue = about["catalogue"]
+    if config.kind == "sequence" and catalogue not in {t.shape[0] for t in tensors.values() if t.ndim == 2}:
+        raise ArtifactError(f"{path / _DESCRIPTION}: no tensor has the {catalogue!r} rows of its catalogue")
+    try:
+        model = build(config, catalogue, fields)
+    except (ConfigError, RuntimeError, ValueError, TypeError, MemoryError) as error:
+        raise ArtifactError(f"{path / _DESCRIPTION}: no model can be built from it ({error})") from None
+    _fill(model, tensors, path / _MODEL)
+    return Loaded(
+        model=model.eval(),
+        kind=about["kind"],
+        config=config,
+        catalogue=catalogue,
+        fields=fields,
+        vocabulary=_read_vocabulary(path / _VOCABULARY) if _VOCABULARY in files else None,
+        vocabulary_hash=about["vocabulary_hash"],
+        lineage=about["lineage"],
+        metrics=about["metrics"],
+        files=files,
+    )
+
+
+def _verify(path: Path) -> dict[str, dict[str, Any]]:
+    files = verify(path, ARTIFACT_FORMAT, FORMAT_VERSION)
+    for name in sorted(set(files) - _REQUIRED - {_VOCABULARY}):
+        raise ArtifactError(f"{path / name}: no part of a model artifact")
+    for name in sorted(_REQUIRED - set(files)):
+        raise ArtifactError(f"{path / name}: missing from the manifest")
+    return files
+
+
+def _description(path: Path) -> dict[str, Any]:
+    about = read_json(path / _DESCRIPTION)
+    if about.get("format_version") != FORMAT_VERSION or set(about) != _DESCRIBED:
+        raise ArtifactError(f"{path / _DESCRIPTION}: not the fields of format version {FORMAT_VERSION}")
+    types = {"config": dict, "fields": list, "vocabulary_hash": str, "lineage": dict, "metrics": dict}
+    for name, kind in types.items():
+        if not isinstance(about[name], kind):
+            raise ArtifactError(f"{path / _DESCRIPTION}: {name} is not a {kind.__name__}")
+    return about
+
+
+def _config(path: Path, about: Mapping[str, Any]) -> ModelConfig:
+    adapters: dict[str, TypeAdapter[Any]] = {
+        "sequence": TypeAdapter(SequenceConfig),
+        "ranking": TypeAdapter(RankingConfig),
+    }
+    if about["kind"] not in ("sequence", "ranking"):
+        raise ArtifactError(f"{path / _DESCRIPTION}: kind {about['kind']!r} is neither sequence nor ranking")
+    try:
+        return adapters[about["kind"]].validate_python(about["config"])
+    except ValidationError as error:
+        raise ArtifactError(f"{path / _DESCRIPTION}: config: {error}") from None
+
+
+def _fields(path: Path, about: Mapping[str, Any]) -> tuple[FieldSpec, ...]:
+    try:
+        return tuple(FieldSpec(**{**spec, "kind": Kind(spec["kind"])}) for spec in about["fields"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path / _DESCRIPTION}: fields: {error}") from None
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Load the weights; a tensor of another name, shape or type is refused, never cast."""
+    expected = model.state_dict()
+    for name in sorted(expected.keys() ^ tensors.keys()):
+        raise ArtifactError(f"{where}: tensor {name} is {'missing' if name in expected else 'not of this model'}")
+    for name, tensor in tensors.items():
+        found, wanted = (tensor.dtype, tensor.shape), (expected[name].dtype, expected[name].shape)
+        if found != wanted:
+            raise ArtifactError(f"{where}: tensor {name} is {found}, its configuration asks for {wanted}")
+    model.load_state_dict(dict(tensors))
+
+
+def _read_vocabulary(path: Path) -> pa.Table:
+    try:
+        table = pq.ParquetFile(path).read()  # not read_table, which reads columns into folder names
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"{path}: not a valid Parquet file ({error})") from None
+    if not table.schema.equals(VOCABULARY_SCHEMA, check_metadata=False):
+        raise ArtifactError(f"{path}: its columns are {table.schema.names}, not field, index, key of their types")
+    return table
+
+
+def _keep_existing(path: Path, written: Path) -> bool:
+    """Whether `path` already holds what `written` holds; what is incomplete there makes way."""
+    if not path.exists():
+        return False
+    try:
+        _verify(path)
+    except ArtifactError:
+        known = {_MODEL, _DESCRIPTION, _VOCABULARY, MANIFEST, f".{MANIFEST}.tmp"}
+        if not path.is_dir() or path.is_symlink() or {p.name for p in path.iterdir()} - known:
+            raise ArtifactError(f"{path}: is there and is no artifact of ours; choose another place") from None
+        shutil.rmtree(path)
+        return False
+    if _identity(path) != _identity(written):
+        raise ArtifactError(f"{path}: holds another model; artifacts are never overwritten, choose another place")
+    return True
+
+
+def _identity(path: Path) -> dict[str, Any]:
+    """What makes two artifacts the same model: everything but the metrics."""
+    hashes = {p.name: file_digest(p) for p in path.iterdir() if p.name not in (_DESCRIPTION, MANIFEST)}
+    return {**read_json(path / _DESCRIPTION), **hashes, "metrics": None}

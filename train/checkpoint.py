@@ -1,0 +1,278 @@
+"""Checkpoints: a directory that is complete or does not exist. Tensors in safetensors, the rest in JSON.
+
+Every rank writes its random state, all wait, rank 0 writes the rest and, last, MANIFEST.json with the
+size and SHA-256 of every file. A directory without a manifest is what a killed run left behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from infra.errors import ArtifactError
+
+MANIFEST = "MANIFEST.json"
+CHECKPOINT_FORMAT = "logs2rec-checkpoint"
+FORMAT_VERSION = 1
+_JSON_LIMIT = 64 * 2**20
+_DIRECTORY = re.compile(r"epoch-\d{6}-\d+")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands after `epoch` whole epochs."""
+
+    epoch: int
+    step: int
+    stage: str
+    finished: bool
+    world: int
+    config_hash: str
+    input_versions: dict[str, int]
+    best_metric: float | None = None
+    best_epoch: int = 0
+    bad_validations: int = 0
+    """Validations in a row without improvement."""
+    seconds: float = 0.0
+    """Of all epochs, validation included."""
+    train_seconds: float = 0.0
+    """Of all epochs, validation excluded."""
+    examples: int = 0
+    """Rows trained on, counted once per epoch."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """What rank 0 alone writes: the same on every rank."""
+
+    state: TrainState
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    optimizer_scalars: dict[str, Any]
+    best: dict[str, Tensor] | None = None
+    """Weights of the best validation; None when they are `model` itself or there is none yet."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint: the body and each rank's generators."""
+
+    body: Body
+    rng: tuple[dict[str, Tensor], ...]
+
+
+def save(path: Path, rank: int, rng: Mapping[str, Tensor], body: Body | None, barrier: Callable[[], None]) -> None:
+    """Write a checkpoint from all ranks (each calls this); only rank 0 passes a body."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_tensors(path / f"rng-{rank:05d}.safetensors", rng)
+    barrier()
+    if body is not None:
+        write_tensors(path / "model.safetensors", body.model)
+        write_tensors(path / "optimizer.safetensors", body.optimizer)
+        if body.best is not None:
+            write_tensors(path / "best.safetensors", body.best)
+        write_json(path / "state.json", {**asdict(body.state), "optimizer": body.optimizer_scalars})
+        write_manifest(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
+    barrier()
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint after checking its manifest; ArtifactError names the file that is wrong."""
+    names = verify(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
+    raw = read_json(path / "state.json")
+    optimizer_scalars = raw.pop("optimizer", None)
+    if set(raw) != {f.name for f in fields(TrainState)} or not isinstance(optimizer_scalars, dict):
+        raise ArtifactError(f"{path / 'state.json'}: not the fields of format version {FORMAT_VERSION}")
+    state = TrainState(**raw)
+    body = Body(
+        state=state,
+        model=read_tensors(path / "model.safetensors"),
+        optimizer=read_tensors(path / "optimizer.safetensors"),
+        optimizer_scalars=optimizer_scalars,
+        best=read_tensors(path / "best.safetensors") if "best.safetensors" in names else None,
+    )
+    return Checkpoint(body, tuple(read_tensors(path / f"rng-{r:05d}.safetensors") for r in range(state.world)))
+
+
+def directory_name(epoch: int, attempt: int) -> str:
+    """Name of a checkpoint; `attempt` tells apart two runs of the same epoch, so none is overwritten.
+
+    >>> directory_name(3, 1700000000000)
+    'epoch-000003-1700000000000'
+    """
+    return f"epoch-{epoch:06d}-{attempt:013d}"
+
+
+def candidates(run: Path) -> list[Path]:
+    """The checkpoint directories of a run, newest first, complete or not."""
+    if not run.is_dir():
+        return []
+    return sorted((p for p in run.iterdir() if _DIRECTORY.fullmatch(p.name) and p.is_dir()), reverse=True)
+
+
+def latest_valid(paths: Iterable[Path]) -> tuple[Path, Checkpoint] | None:
+    """The first of `paths` that is complete and unaltered; the refused ones before it are logged."""
+    for path in paths:
+        try:
+            return path, load(path)
+        except ArtifactError as error:
+            _log.warning("checkpoint not usable, trying the one before: %s", error)
+    return None
+
+
+# Optimizer state, by the parameters' names.
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, names: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors as 'slot.parameter', hyperparameters) of an optimizer with one group over `names`."""
+    (group,) = optimizer.param_groups
+    tensors = {
+        f"{slot}.{name}": value
+        for name, parameter in zip(names, group["params"], strict=True)
+        for slot, value in optimizer.state.get(parameter, {}).items()
+    }
+    return tensors, {k: v for k, v in group.items() if k != "params"}
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
+) -> None:
+    """The inverse of `optimizer_state`; ArtifactError when the tensors belong to other parameters."""
+    (group,) = optimizer.param_groups
+    parameters = dict(zip(names, group["params"], strict=True))
+    for key, value in tensors.items():
+        slot, _, name = key.partition(".")
+        if name not in parameters:
+            raise ArtifactError(f"optimizer.safetensors: {key!r} belongs to no trained parameter of this stage")
+        parameter = parameters[name]
+        device = torch.device("cpu") if slot == "step" else parameter.device  # AdamW counts steps on the CPU
+        optimizer.state[parameter][slot] = value.to(device)
+    group.update({k: tuple(v) if isinstance(v, list) else v for k, v in scalars.items()})
+
+
+# Files.
+
+
+def write_manifest(directory: Path, kind: str, version: int) -> None:
+    """Seal a directory: sizes and hashes of its files, written aside and renamed, so all or nothing."""
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": file_digest(path)} for path in sorted(directory.iterdir())
+    }
+    temporary = directory / f".{MANIFEST}.tmp"
+    write_json(temporary, {"format": kind, "format_version": version, "files": files})
+    temporary.rename(directory / MANIFEST)
+    sync(directory)
+
+
+def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:
+    """Check a sealed directory against its manifest and return {file name: {size, sha256}}.
+
+    Raises ArtifactError naming the file when the manifest is absent or of another format, when a file
+    is missing, altered, unexpected, a link, or when a name would lead out of the directory.
+    """
+    if not directory.is_dir():
+        raise ArtifactError(f"{directory}: no such directory")
+    if not (directory / MANIFEST).exists():
+        raise ArtifactError(f"{directory}: incomplete, it has no {MANIFEST}")
+    manifest = read_json(directory / MANIFEST)
+    found = (manifest.get("format"), manifest.get("format_version"))
+    if found != (kind, version):
+        raise ArtifactError(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}")
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        raise ArtifactError(f"{directory / MANIFEST}: has no list of files")
+    for name in files:
+        if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
+            raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not a plain file name")
+    unknown = {p.name for p in directory.iterdir()} - set(files) - {MANIFEST}
+    if unknown:
+        raise ArtifactError(f"{directory / sorted(unknown)[0]}: not in the manifest")
+    for name, entry in files.items():
+        _verify_file(directory / name, entry)
+    return files
+
+
+def _verify_file(path: Path, entry: Any) -> None:
+    if not isinstance(entry, dict) or not {"size", "sha256"} <= set(entry):
+        raise ArtifactError(f"{path}: its manifest entry has no size and sha256")
+    _require_regular(path)
+    if path.stat().st_size != entry["size"]:
+        raise ArtifactError(f"{path}: {path.stat().st_size} bytes, the manifest says {entry['size']}")
+    if file_digest(path) != entry["sha256"]:
+        raise ArtifactError(f"{path}: its SHA-256 is not the manifest's; the file was altered or damaged")
+
+
+def _require_regular(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        raise ArtifactError(f"{path}: missing") from None
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(f"{path}: not a regular file (links and folders are refused)")
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, on disk when this returns. Tensors that share memory are written apart."""
+    save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
+    sync(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    _require_regular(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ArtifactError(f"{path}: not a valid safetensors file ({error})") from None
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """JSON with sorted keys, on disk when this returns; NaN and infinity are refused."""
+    path.write_text(json.dumps(value, sort_keys=True, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    sync(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ArtifactError when it is anything else or larger than 64 MiB."""
+    _require_regular(path)
+    if path.stat().st_size > _JSON_LIMIT:
+        raise ArtifactError(f"{path}: larger than {_JSON_LIMIT} bytes")
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: not a JSON object")
+    return value
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a directory entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,48 @@
+"""From a model's configuration to the model: one explicit map, imported only when a model is built."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from infra.config import Settings
+from infra.errors import ConfigError
+
+if TYPE_CHECKING:
+    from train.protocol import FieldSpec, RankingModel, SequenceModel
+
+SEQUENCE_MODELS = {
+    "popularity": "train.models.popularity:PopularityModel",
+    "sasrec": "train.models.sasrec:SASRec",
+    "adrec": "train.models.adrec:ADRec",
+}
+RANKING_MODELS = {
+    "dnn": "train.models.dnn:DNN",
+    "asymdiffrec": "train.models.asymdiffrec:AsymDiffRec",
+}
+
+
+def build_sequence(config: Settings, catalogue: int) -> SequenceModel:
+    """The sequence model that `config.model` names, freshly initialised from torch's global generator.
+
+    `catalogue` = V, rows of the item table, padding (0) and unknown (1) included.
+    Raises ConfigError for an unknown name.
+    """
+    return _find(config, SEQUENCE_MODELS)(config, catalogue)
+
+
+def build_ranking(config: Settings, fields: Sequence[FieldSpec]) -> RankingModel:
+    """The ranking model that `config.model` names; `fields` in mask order.
+
+    Raises ConfigError for an unknown name or for fields that no model can be built on.
+    """
+    return _find(config, RANKING_MODELS)(config, fields)
+
+
+def _find(config: Settings, models: dict[str, str]) -> Any:
+    name = getattr(config, "model", None)
+    if name not in models:
+        raise ConfigError(f"model: unknown model {name!r} here; choose one of {', '.join(sorted(models))}")
+    module, _, attribute = models[name].partition(":")
+    return getattr(import_module(module), attribute)

@@ -1,0 +1,159 @@
+"""ADRec (arXiv 2505.19544): auto-regressive diffusion with an independent step for every token.
+
+Read from papers.md 2.1-2.4. History -> CAM -> c. Every token of the shifted target sequence is noised
+by its own step, r = c + lambda (x_t + temb(t)), and the denoiser ADM predicts x_0 at every position.
+Differences from the published code, all deliberate: padding is masked as a key (config.seen_padding
+restores the quirk), padding and unknown are no candidates, and the frozen table is really frozen.
+
+Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue rows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from infra.errors import TrainingError
+from infra.tables import FIRST_INDEX, PADDING
+from train.configs import ADRecConfig
+from train.diffusion.gaussian import GaussianDiffusion, draw_noise
+from train.diffusion.schedules import alphas_cumprod
+from train.layers import CausalTransformer, HistoryEncoder, initialise, item_embedding, latest
+from train.losses import catalogue_cross_entropy
+from train.protocol import LossParts, SequenceBatch, Stage
+
+
+class TimeEmbedding(nn.Module):
+    """temb(t): cosines and sines of the step scaled to [0, 1000), through D -> 4D -> D with SiLU."""
+
+    def __init__(self, width: int, steps: int) -> None:
+        super().__init__()
+        self.width = width
+        self.scale = 1000 / steps
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.apply(initialise)
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(..., D) of steps (...)."""
+        return self.mlp(sinusoid(t * self.scale, self.width))
+
+
+def sinusoid(time: Tensor, width: int) -> Tensor:
+    """(..., width): cos then sin of time * 10000^(-i / half), half = width // 2; an odd width ends in 0.
+
+    >>> sinusoid(torch.tensor(0.0), 5).tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0]
+    """
+    half = width // 2
+    exponent = torch.arange(half, dtype=torch.float32, device=time.device) / max(1, half)
+    angle = time[..., None].float() * torch.exp(-math.log(10000.0) * exponent)
+    code = torch.cat([angle.cos(), angle.sin()], dim=-1)
+    return nn.functional.pad(code, (0, width - 2 * half))
+
+
+class ADRec(nn.Module):
+    """The model, its loss, its last-token sampler and its three stages."""
+
+    def __init__(self, config: ADRecConfig, catalogue: int) -> None:
+        super().__init__()
+        self.config = config
+        self.items = item_embedding(catalogue, config.width)
+        self.cam = self._history_encoder()
+        self.adm = CausalTransformer(
+            config.width, config.denoiser_blocks, config.heads, config.dropout, config.seen_padding
+        )
+        self.time = TimeEmbedding(config.width, config.steps)
+        self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
+        self.pretrain_encoder = self._history_encoder() if config.pretrain_share else None
+
+    def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """0.5 * (CE + mse_weight * MSE), both of x0_hat (papers.md 2.3)."""
+        items_BL, targets_BL = self._cut(batch)
+        real_BL = items_BL != PADDING
+        x0_BLD = self.items(targets_BL)
+        x_t_BLD, t_BL = self._noised(x0_BLD, targets_BL, generator)
+        c_BLD = self.cam(self.items(items_BL), real_BL)
+        x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, real_BL)
+        ce = catalogue_cross_entropy(x0_hat_BLD, self.items.weight, targets_BL)
+        mse = self._mse(x0_hat_BLD, x0_BLD, targets_BL >= FIRST_INDEX)
+        total = 0.5 * (ce + self.config.mse_weight * mse)
+        return LossParts(total, {"ce": ce.detach(), "mse": mse.detach()})
+
+    def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Stage 1: next-item cross-entropy of a SASRec without positions on the same table."""
+        if self.pretrain_encoder is None:
+            raise TrainingError("pretrain_share is 0: this model has no pre-training stage; raise it to have one")
+        items_BL, targets_BL = self._cut(batch)
+        c_BLD = self.pretrain_encoder(self.items(items_BL), items_BL != PADDING)
+        ce = catalogue_cross_entropy(c_BLD, self.items.weight, targets_BL)
+        return LossParts(ce, {"ce": ce.detach()})
+
+    @torch.no_grad()
+    def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
+        """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
+
+        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout.
+        The last starts from N(0, I). The history is encoded once (papers.md 2.2).
+        """
+        items_BL = latest(batch.items_BL, self.config.max_length)
+        real_BL = items_BL != PADDING
+        c_BLD = self.cam(self.items(items_BL), real_BL)
+        # As in training, a padded position has no target, even where the first event follows it.
+        known_BLD = self.items(items_BL[:, 1:] * real_BL[:, :-1])
+        known_t_BL = torch.zeros_like(items_BL[:, 1:])
+
+        def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
+            x_t_BLD = torch.cat([known_BLD, x_t_BD[:, None]], dim=1)
+            t_BL = torch.cat([known_t_BL, t_B[:, None]], dim=1)
+            return self._denoise(c_BLD, x_t_BLD, t_BL, real_BL)[:, -1]
+
+        start_BD = draw_noise(c_BLD[:, -1], generator)
+        return self.diffusion.sample(denoise, start_BD, steps, generator)[:, None]
+
+    def item_table(self) -> Tensor:
+        """E."""
+        return self.items.weight
+
+    def stages(self) -> list[Stage]:
+        """pretrain (table and its own encoder), align (table frozen), finetune (papers.md 2.4).
+
+        A stage whose share is 0 is left out.
+        """
+        pretrain, align = self.config.pretrain_share, self.config.align_share
+        spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
+        stages = [
+            Stage("pretrain", pretrain, self.pretrain_loss, frozen=("cam.", "adm.", "time.")),
+            Stage("align", align, self.loss, frozen=("items.", *spent)),
+            Stage("finetune", 1 - pretrain - align, self.loss, frozen=spent),
+        ]
+        return [stage for stage in stages if stage.share > 0]
+
+    def _history_encoder(self) -> HistoryEncoder:
+        c = self.config
+        return HistoryEncoder(c.width, c.blocks, c.heads, c.dropout, c.embedding_dropout, c.seen_padding)
+
+    def _cut(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        length = self.config.max_length
+        return latest(batch.items_BL, length), latest(batch.targets_BL, length)
+
+    def _noised(self, x0_BLD: Tensor, targets_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(x_t, t): t uniform and independent per token; padding keeps x_0 and t = 0."""
+        t_BL = torch.randint(self.diffusion.steps, targets_BL.shape, generator=generator, device=generator.device).to(
+            targets_BL.device
+        )
+        padded_BL = targets_BL == PADDING
+        x_t_BLD = self.diffusion.q_sample(x0_BLD, t_BL, draw_noise(x0_BLD, generator))
+        return torch.where(padded_BL[..., None], x0_BLD, x_t_BLD), t_BL.masked_fill(padded_BL, 0)
+
+    def _denoise(self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, real_BL: Tensor) -> Tensor:
+        """x0_hat_BLD = ADM(c + lambda (x_t + temb(t)))."""
+        return self.adm(c_BLD + self.config.noise_scale * (x_t_BLD + self.time(t_BL)), real_BL)
+
+    @staticmethod
+    def _mse(x0_hat_BLD: Tensor, x0_BLD: Tensor, valid_BL: Tensor) -> Tensor:
+        """Squared error: mean over a sequence's valid tokens, then over sequences that have one, and D."""
+        error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1) * valid_BL
+        per_sequence_B = error_BL.sum(dim=1) / valid_BL.sum(dim=1).clamp(min=1)
+        return per_sequence_B.sum() / valid_BL.any(dim=1).sum().clamp(min=1)

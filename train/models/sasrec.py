@@ -1,0 +1,56 @@
+"""SASRec (Kang and McAuley, 2018) with cross-entropy over the whole catalogue at every position.
+
+x = E[items] + P[place] -> dropout -> LayerNorm -> causal blocks -> c; score(item) = c . E[item].
+
+Shapes: B batch, L length, D width, R = 1 vector per user, V catalogue rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from infra.tables import PADDING
+from train.configs import SASRecConfig
+from train.layers import EMBEDDING_STD, HistoryEncoder, item_embedding, latest, positions_from_first
+from train.losses import catalogue_cross_entropy
+from train.protocol import LossParts, SequenceBatch
+
+
+class SASRec(nn.Module):
+    """A causal Transformer over the history; input and output share the item table."""
+
+    def __init__(self, config: SASRecConfig, catalogue: int) -> None:
+        super().__init__()
+        self.config = config
+        self.items = item_embedding(catalogue, config.width)
+        self.places = nn.Embedding(config.max_length, config.width) if config.positions else None
+        if self.places is not None:
+            nn.init.normal_(self.places.weight, std=EMBEDDING_STD)
+        self.encoder = HistoryEncoder(
+            config.width, config.blocks, config.heads, config.dropout, config.embedding_dropout
+        )
+
+    def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Cross-entropy of the next item, mean over the batch's known targets."""
+        targets_BL = latest(batch.targets_BL, self.config.max_length)
+        ce = catalogue_cross_entropy(self._encode(batch.items_BL), self.items.weight, targets_BL)
+        return LossParts(ce, {"ce": ce.detach()})
+
+    @torch.no_grad()
+    def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
+        """u_B1D: the summary at the latest event. Put the model in eval mode first."""
+        return self._encode(batch.items_BL)[:, -1:]
+
+    def item_table(self) -> Tensor:
+        """E."""
+        return self.items.weight
+
+    def _encode(self, items_BL: Tensor) -> Tensor:
+        """c_BLD over the latest `max_length` events."""
+        items_BL = latest(items_BL, self.config.max_length)
+        real_BL = items_BL != PADDING
+        x_BLD = self.items(items_BL)
+        if self.places is not None:
+            x_BLD = x_BLD + self.places(positions_from_first(real_BL))
+        return self.encoder(x_BLD, real_BL)

@@ -1,0 +1,69 @@
+"""How a model is trained, apart from which model: the `training` section of a recipe. No torch here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from infra.config import Settings
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainingSettings(Settings):
+    """Length, optimizer, workers and checkpoints of one training run.
+
+    >>> TrainingSettings(workers=(1, 4), batch_size=512).max_workers
+    4
+    """
+
+    epochs: int = Field(20, ge=1)
+    """Passes over the training split, all stages of the model together."""
+    batch_size: int = Field(256, ge=1)
+    """Rows of the GLOBAL batch, split over the workers; at least one row for each worker."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """AdamW's step size, constant."""
+    weight_decay: float = Field(1e-5, ge=0)
+    """AdamW's decoupled decay: each step shrinks every trained weight by learning_rate * weight_decay."""
+    clip_norm: float = Field(1.0, ge=0)
+    """Largest L2 norm of the whole gradient; 0 = no clipping (the norm is still checked to be finite)."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of weights, data order, time steps, noise and dropout."""
+    workers: Count | tuple[Count, Count] = 1
+    """Training processes; [min, max] lets Ray start with what the cluster has."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of each worker, and the CPUs that it reserves."""
+    use_gpu: bool | Literal["auto"] = False
+    """One GPU for each worker; auto = if the cluster has one for every worker."""
+    max_failures: int = Field(0, ge=0)
+    """How often a failed worker group is restarted from the latest checkpoint."""
+    checkpoint_every: int = Field(1, ge=1)
+    """Epochs between checkpoints; the last epoch always writes one."""
+    validate_every: int = Field(1, ge=1)
+    """Epochs between validations; the last epoch is always validated."""
+    patience: int = Field(0, ge=0)
+    """Stop after this many validations of the last stage in a row without improvement; 0 = never."""
+    keep_checkpoints: int = Field(2, ge=2)
+    """Newest checkpoints to keep; with two, a damaged one still leaves its predecessor."""
+
+    @property
+    def min_workers(self) -> int:
+        """The fewest workers that the run accepts."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """The most workers that the run uses."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @model_validator(mode="after")
+    def _workers_fit(self) -> TrainingSettings:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"workers [{self.min_workers}, {self.max_workers}]: the minimum exceeds the maximum")
+        if self.batch_size < self.max_workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is the global batch and leaves some of {self.max_workers} "
+                "workers without a row; raise batch_size or lower workers"
+            )
+        return self

@@ -1,0 +1,310 @@
+"""From a request to a model artifact: runs the workers on Ray Train, then saves the best weights.
+
+Call it inside `infra.cluster.cluster(...)`. Training again with the same storage and run name resumes;
+a run that had finished only writes its artifact again.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from infra.config import digest
+from infra.errors import Logs2RecError, TrainingError
+from infra.lake import Lake
+from infra.tables import FIRST_INDEX
+from train import artifact, checkpoint
+from train.checkpoint import Body, TrainState
+from train.configs import ModelConfig, PopularityConfig
+from train.loader import Ragged, SequenceData, read_fields
+from train.loop import Job, train_worker, validate
+from train.models.popularity import PopularityModel
+from train.settings import TrainingSettings
+
+Progress = Callable[[dict[str, Any]], None]
+_OPERATIONAL = {"workers", "threads", "use_gpu", "max_failures", "checkpoint_every", "keep_checkpoints"}
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train on what. `run_name` has to change with configuration and versions: it names the run to resume."""
+
+    lake: Path
+    versions: dict[str, int]
+    """Table -> pinned version: `sequences`, or `samples` and `fields`; goes into the lineage as it is."""
+    as_of: str
+    model: ModelConfig
+    training: TrainingSettings
+    run_name: str
+    vocabulary_hash: str
+    vocabulary: pa.Table | None = None
+    """Columns field, index, key (train.artifact). Sequence models take the catalogue's size from '__item__'."""
+
+    @property
+    def config_hash(self) -> str:
+        """Of everything that decides the weights, so not of the number of workers or of checkpoints."""
+        training = self.training.model_dump(mode="json", exclude=_OPERATIONAL)
+        return digest({"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of})
+
+
+def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | None = None) -> dict[str, Any]:
+    """Train (or resume) and write the artifact to `out`; returns its metrics.
+
+    `storage` has to be visible to all workers. `progress` receives rank 0's metrics after every epoch.
+    Raises TrainingError when the cluster is too small, when a worker fails for good, or when the
+    request does not fit its tables.
+    """
+    _require_versions(request)
+    if isinstance(request.model, PopularityConfig):
+        return _count(request, request.model, out)
+    run = storage.resolve() / request.run_name
+    job = Job(
+        lake=str(request.lake.resolve()), versions=request.versions, as_of=request.as_of, model=request.model,
+        training=request.training, catalogue=_catalogue(request), run=str(run), config_hash=request.config_hash,
+    )  # fmt: skip
+    body = _finished(job)
+    if body is None:
+        use_gpu = _require_resources(request.training)
+        run.mkdir(parents=True, exist_ok=True)
+        with _forwarded(run / "progress.jsonl", progress), _sigint_restored():
+            _run_workers(job, use_gpu)
+        body = _finished(job)
+    if body is None:
+        raise TrainingError(f"run {request.run_name}: ended without a final checkpoint in {run}; train again")
+    return _publish(request, job, body, out)
+
+
+def _run_workers(job: Job, use_gpu: bool) -> None:
+    """The Ray Train run; whatever goes wrong on a worker comes out as one TrainingError."""
+    import ray
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.config import (
+        CheckpointConfig,
+        FailureConfig,
+        LoggingConfig,
+        RunConfig,
+        ScalingConfig,
+    )
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    settings, run = job.training, Path(job.run)
+    resources = {"CPU": settings.threads, **({"GPU": 1} if use_gpu else {})}
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=job.to_config(),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(  # type: ignore[arg-type]  # the public alias is annotated with Ray's v1 class
+            name=run.name,
+            storage_path=str(run.parent),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
+            callbacks=[_recorder(run / "progress.jsonl")],
+            logging_config=LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise TrainingError(f"run {run.name}: {_cause(error)}") from None
+    except ray.exceptions.RayError as error:
+        raise TrainingError(f"run {run.name}: Ray failed: {_brief(error)}") from None
+
+
+def _cause(error: Exception) -> str:
+    """The message that explains a failed run: ours if a worker raised one, else the lowest rank's."""
+    failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return _brief(getattr(error, "controller_failure", error))
+    ours = {rank: e for rank, e in failures.items() if isinstance(e, Logs2RecError)}
+    if ours:
+        return str(ours[min(ours)])
+    rank = min(failures)
+    return f"worker {rank} failed: {_brief(failures[rank])}"
+
+
+def _brief(error: BaseException) -> str:
+    """Type and first and last line of a message that may carry a whole traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
+    return f"{type(error).__name__}: {' ... '.join(shown)}"
+
+
+def _recorder(path: Path) -> Any:
+    """A Ray callback (it lives in Ray's controller process) that appends each report to a file."""
+    from ray.train import UserCallback
+
+    class Recorder(UserCallback):
+        def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics[0]) + "\n")
+
+    return Recorder()
+
+
+@contextmanager
+def _forwarded(path: Path, progress: Progress | None) -> Iterator[None]:
+    """Call `progress` with every line that is appended to the record while the body runs."""
+    if progress is None:
+        yield
+        return
+    path.touch()
+    done = threading.Event()
+
+    def follow() -> None:
+        with path.open(encoding="utf-8") as file:
+            file.seek(start)
+            pending = ""
+            while True:
+                last_look = done.wait(_POLL_SECONDS)
+                *lines, pending = (pending + file.read()).split("\n")
+                for line in lines:
+                    progress(json.loads(line))
+                if last_look:
+                    return
+
+    start = path.stat().st_size
+    thread = threading.Thread(target=follow, name="training-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+@contextmanager
+def _sigint_restored() -> Iterator[None]:
+    """Ray Train installs its own Ctrl-C handler and leaves it there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _require_versions(request: TrainRequest) -> None:
+    tables = ("samples", "fields") if request.model.kind == "ranking" else ("sequences",)
+    for table in tables:
+        if table not in request.versions:
+            raise TrainingError(f"model {request.model.model}: no version of table {table!r} was given to train on")
+
+
+def _require_resources(settings: TrainingSettings) -> bool:
+    """Whether to use GPUs; TrainingError now instead of a run that waits for ever."""
+    import ray
+
+    if not ray.is_initialized():
+        raise TrainingError("no Ray connection: call fit inside infra.cluster.cluster(...)")
+    have = ray.cluster_resources()
+    gpus = have.get("GPU", 0)
+    use_gpu = gpus >= settings.max_workers if settings.use_gpu == "auto" else settings.use_gpu
+    if use_gpu and gpus < settings.min_workers:
+        raise TrainingError(
+            f"training.workers asks for {settings.min_workers} GPUs, the Ray cluster has {gpus:g}: "
+            "lower training.workers or set training.use_gpu to false"
+        )
+    cpus, wanted = have.get("CPU", 0), settings.min_workers * settings.threads
+    if cpus < wanted:
+        raise TrainingError(
+            f"{settings.min_workers} workers with {settings.threads} threads each need {wanted} CPUs, the Ray "
+            f"cluster has {cpus:g}: lower training.workers or training.threads, or raise ray.cpus"
+        )
+    return use_gpu
+
+
+def _catalogue(request: TrainRequest) -> int | None:
+    """V = the largest item index + 1; None for ranking models."""
+    if request.model.kind == "ranking":
+        return None
+    if request.vocabulary is None:
+        raise TrainingError(f"model {request.model.model}: a sequence model needs the item vocabulary")
+    is_item = pc.equal(request.vocabulary["field"], artifact.ITEM_FIELD)
+    largest = pc.max(request.vocabulary["index"].filter(is_item)).as_py()
+    if largest is None:
+        raise TrainingError("the item vocabulary is empty: no item has reached the minimum count yet")
+    return largest + 1
+
+
+def _finished(job: Job) -> Body | None:
+    """The final checkpoint of this very run, if it got that far."""
+    found = checkpoint.latest_valid(checkpoint.candidates(Path(job.run)))
+    if found is None:
+        return None
+    state = found[1].body.state
+    is_ours = (state.config_hash, state.input_versions) == (job.config_hash, job.versions)
+    return found[1].body if state.finished and is_ours else None
+
+
+def _publish(request: TrainRequest, job: Job, body: Body, out: Path) -> dict[str, Any]:
+    """Write the artifact from the weights of the best validation."""
+    fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
+    model = artifact.build(job.model, job.catalogue, fields)
+    model.load_state_dict(body.best or body.model)
+    metrics = _metrics(body.state, job)
+    artifact.save(
+        out, model, job.model, lineage=job.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,
+        catalogue=job.catalogue, fields=fields, vocabulary=request.vocabulary,
+    )  # fmt: skip
+    return metrics
+
+
+def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
+    return {
+        "epochs": state.epoch,
+        "steps": state.step,
+        "examples": state.examples,
+        "best_epoch": state.best_epoch,
+        "valid_metric": state.best_metric,
+        "seconds": state.seconds,
+        "examples_per_second": state.examples / state.train_seconds,
+        "workers": state.world,
+    }
+
+
+def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[str, Any]:
+    """Popularity needs no worker: one count over all training events, chunks without a target included."""
+    started = time.perf_counter()
+    lake, version = Lake(request.lake), request.versions["sequences"]
+    valid = SequenceData.from_lake(lake, version, request.as_of, "valid")
+    table = lake.read("sequences", version, {"as_of": request.as_of, "split": "train"}, ["items"])
+    events = Ragged.from_arrow(table["items"]).values
+    catalogue = _catalogue(request)
+    assert catalogue is not None
+    if len(events) == 0 or events.max() >= catalogue:
+        raise TrainingError(
+            f"table sequences version {version}, split 'train' as of {request.as_of}: "
+            + (f"item index {events.max()} is beyond the vocabulary" if len(events) else "no events to count")
+        )
+    counts_V = np.bincount(events, minlength=catalogue)
+    counts_V[:FIRST_INDEX] = 0
+    model = PopularityModel(config, catalogue)
+    model.fit(torch.from_numpy(counts_V))
+    _, value = validate(model, valid, request.training, rank=0, world=1, device=torch.device("cpu"))
+    seconds = time.perf_counter() - started
+    metrics = {
+        "epochs": 0, "steps": 0, "examples": len(events), "best_epoch": 0, "valid_metric": value,
+        "seconds": seconds, "examples_per_second": len(events) / seconds, "workers": 0,
+    }  # fmt: skip
+    artifact.save(
+        out, model, config, lineage=request.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,
+        catalogue=catalogue, vocabulary=request.vocabulary,
+    )  # fmt: skip
+    return metrics
