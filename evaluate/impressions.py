@@ -1,8 +1,12 @@
-"""Evaluation of any ranking model on labelled impressions: AUC, per-user AUC, log loss."""
+"""Evaluation of any ranking model on labelled impressions: AUC, per-user AUC, log loss.
+
+Shapes: N impressions, B impressions of a batch, F categorical fields, K values of a multi-valued field.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,14 +19,18 @@ from evaluate.metrics.binary import auc, log_loss, user_auc
 from evaluate.settings import ImpressionSettings
 from infra.errors import UsageError
 from infra.lake import Lake
+from infra.tables import UNKNOWN, Kind
 from train.artifact import Loaded, load
 from train.loader import RankingData
-from train.protocol import RankingBatch
+from train.protocol import FieldSpec, RankingBatch
 
 
 @dataclass(frozen=True)
 class ImpressionResult:
-    """AUC of each user that has both classes, and the figures over all impressions."""
+    """AUC of each user that has both classes, aligned with `users`, and the figures over all impressions.
+
+    metrics["users"] counts the users that have both classes, metrics["uauc"] is the mean of theirs.
+    """
 
     users: NDArray[np.generic]
     user_auc: NDArray[np.float64]
@@ -47,8 +55,7 @@ def evaluate_impressions(
     if loaded.kind != "ranking":
         raise UsageError(f"{artifact}: holds a {loaded.kind} model; impressions need a ranking model")
     data = RankingData.from_lake(lake, version, fields_version, as_of, split)
-    if [(f.name, f.kind) for f in data.fields] != [(f.name, f.kind) for f in loaded.fields]:
-        raise UsageError(f"{artifact}: was trained on the fields {[f.name for f in loaded.fields]}, not on today's")
+    _require_fields(artifact, loaded.fields, data.fields)
     started = time.perf_counter()
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
@@ -72,19 +79,31 @@ def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> N
     with torch.inference_mode():
         for start in range(0, len(data), settings.batch_size):
             batch = within(data.batch(np.arange(start, min(start + settings.batch_size, len(data)))), loaded)
-            out.append(torch.sigmoid(loaded.model.logits(batch)).double())  # type: ignore[operator]
+            logits_B = loaded.model.logits(batch)  # type: ignore[operator]
+            # In float32 all logits above 17 would tie at 1.
+            out.append(torch.sigmoid(logits_B.double()))
     return torch.cat(out).numpy()
 
 
+def _require_fields(artifact: Path, trained: Sequence[FieldSpec], today: Sequence[FieldSpec]) -> None:
+    """Same names and kinds in the same order; sizes may differ."""
+    theirs, ours = ([f"{f.name} ({f.kind})" for f in fields] for fields in (trained, today))
+    if theirs != ours:
+        raise UsageError(
+            f"{artifact}: was trained on the fields {', '.join(theirs)}; today's samples have {', '.join(ours)}: "
+            "train it again under today's contract"
+        )
+
+
 def within(batch: RankingBatch, loaded: Loaded) -> RankingBatch:
-    """The batch with every index beyond the model's tables replaced by unknown (1)."""
-    categorical = [f.size for f in loaded.fields if f.kind == "categorical"]
-    multi = [f.size for f in loaded.fields if f.kind == "multi"]
+    """The batch with every index beyond the model's tables replaced by unknown."""
+    categorical = [f.size for f in loaded.fields if f.kind is Kind.CATEGORICAL]
+    multi = [f.size for f in loaded.fields if f.kind is Kind.MULTI]
     limit_F = torch.tensor(categorical, dtype=torch.int64)
     return RankingBatch(
-        categorical_BF=torch.where(batch.categorical_BF < limit_F, batch.categorical_BF, 1),
+        categorical_BF=torch.where(batch.categorical_BF < limit_F, batch.categorical_BF, UNKNOWN),
         numeric_BG=batch.numeric_BG,
-        multi=tuple(torch.where(m < size, m, 1) for m, size in zip(batch.multi, multi, strict=True)),
+        multi=tuple(torch.where(m < size, m, UNKNOWN) for m, size in zip(batch.multi, multi, strict=True)),
         missing_BN=batch.missing_BN,
         label_B=batch.label_B,
     )

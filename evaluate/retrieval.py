@@ -4,7 +4,8 @@ Two candidate sets with every figure (removing the history changes which model w
 `all_items`, and `history_removed`, under which a target that is itself in the history is left out and
 counted. Padding and unknown are never candidates; a target whose item has no training event is a miss.
 
-Shapes: N evaluated users, B users of a batch, K list length.
+Shapes: N evaluated users, B users of a batch, L padded length, H longest history, R vectors per user,
+D width, V catalogue rows, K list length.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, UNKNOWN
 from train.artifact import load
-from train.loader import SequenceData
+from train.loader import Ragged, SequenceData
 from train.protocol import SequenceBatch
 from train.ranking import MISS, target_ranks, top_k
 
@@ -34,7 +36,10 @@ CANDIDATE_SETS = ("all_items", "history_removed")
 
 @dataclass(frozen=True)
 class RetrievalResult:
-    """Per-user vectors under "set/metric", their users, means, and the lists behind the diversity figures."""
+    """Users by candidate set, vectors under "set/metric" aligned with them, means, and the lists (N, K).
+
+    The lists are drawn with the history removed; 0 is an empty slot.
+    """
 
     users: dict[str, NDArray[np.object_]]
     per_user: dict[str, NDArray[np.float64]]
@@ -55,20 +60,26 @@ def evaluate_retrieval(
     """Score the artifact on the targets of `split`; `catalogue` is today's number of item rows.
 
     A model trained on an older, smaller vocabulary sees items it does not know as unknown, and never
-    retrieves them. Raises UsageError for a ranking artifact.
+    retrieves them; one trained on a newer, larger vocabulary retrieves today's items only.
+
+    The noise of a diffusion model comes from one generator, batch after batch: the same seed and the same
+    batch size give the same figures, another batch size gives other draws. All models of a comparison
+    share both. Models without noise do not depend on the batch size.
+
+    Raises UsageError for a ranking artifact or a split without targets.
     """
     loaded = load(artifact)
     if loaded.kind != "sequence":
         raise UsageError(f"{artifact}: holds a {loaded.kind} model; retrieval needs a sequence model")
     data = SequenceData.from_lake(lake, version, as_of, split, getattr(loaded.config, "max_length", None))
-    assert data.target_N is not None
-    assert data.known_N is not None
+    if data.target_N is None or data.known_N is None:
+        raise UsageError(f"split {split!r}: has no targets to rank; evaluate valid or test")
     started = time.perf_counter()
-    ranks, lists_NK = _score(loaded.model, data, settings)
+    ranks, lists_NK = _score(loaded.model, data, data.target_N, catalogue, settings)
     seconds = time.perf_counter() - started
     for ranks_N in ranks.values():
         ranks_N[~data.known_N] = MISS
-    repeated_N = _target_in_history(data)
+    repeated_N = _target_in_history(data.items, data.target_N)
     users, per_user, metrics = {}, {}, {}
     for name in CANDIDATE_SETS:
         kept_N = ~repeated_N if name == "history_removed" else np.ones(len(data), bool)
@@ -90,18 +101,19 @@ def evaluate_retrieval(
 
 
 def _score(
-    model: torch.nn.Module, data: SequenceData, settings: RetrievalSettings
+    model: Any, data: SequenceData, target_N: NDArray[np.int64], catalogue: int, settings: RetrievalSettings
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    """(ranks (N,) per candidate set, lists (N, K) with the history removed)."""
     generator = torch.Generator().manual_seed(settings.seed)
     ranks: dict[str, list[torch.Tensor]] = {name: [] for name in CANDIDATE_SETS}
     lists = []
     with torch.inference_mode():
-        e_VD = model.item_table()  # type: ignore[operator]
+        e_VD = model.item_table()
+        known, e_VD = len(e_VD), e_VD[:catalogue]
         for start in range(0, len(data), settings.batch_size):
             rows_B = np.arange(start, min(start + settings.batch_size, len(data)))
-            batch = within(data.batch(rows_B), len(e_VD))
-            u_BRD = model.user_vectors(batch, settings.steps, generator)  # type: ignore[operator]
-            target_B = torch.from_numpy(data.target_N[rows_B])  # type: ignore[index]
+            u_BRD = model.user_vectors(within(data.batch(rows_B), known), settings.steps, generator)
+            target_B = torch.from_numpy(target_N[rows_B])
             history_BH = torch.from_numpy(data.histories(rows_B))
             ranks["all_items"].append(target_ranks(u_BRD, e_VD, target_B))
             ranks["history_removed"].append(target_ranks(u_BRD, e_VD, target_B, history_BH))
@@ -115,12 +127,12 @@ def within(batch: SequenceBatch, catalogue: int) -> SequenceBatch:
     return SequenceBatch(torch.where(items_BL < catalogue, items_BL, UNKNOWN), batch.targets_BL)
 
 
-def _target_in_history(data: SequenceData) -> NDArray[np.bool_]:
-    assert data.target_N is not None
-    owner = np.repeat(np.arange(len(data)), data.items.lengths)
-    found = np.zeros(len(data), bool)
-    found[owner[data.items.values == data.target_N[owner]]] = True
-    return found
+def _target_in_history(items: Ragged, target_N: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(N,): the target stands in the user's whole history. Two unknown items are not the same item."""
+    owner = np.repeat(np.arange(len(target_N)), items.lengths)
+    found_N = np.zeros(len(target_N), bool)
+    found_N[owner[items.values == target_N[owner]]] = True
+    return found_N & (target_N >= FIRST_INDEX)
 
 
 def item_categories(lake: Lake, version: int, arrival: str, field: str, items: Sequence[str]) -> ItemCategories:

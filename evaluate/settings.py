@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
 from infra.config import Settings
@@ -10,18 +12,18 @@ from infra.config import Settings
 class RetrievalSettings(Settings):
     """What is measured of a sequence model."""
 
-    ks: tuple[int, ...] = (5, 10, 20, 50)
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20, 50), min_length=1)
     """Cut-offs of HR and NDCG."""
     list_length: int = Field(20, ge=1)
     """Length of the lists behind coverage and diversity."""
     category_field: str | None = None
     """The items' field whose distinct values are counted per list."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the reverse process at inference; the model's own number if null."""
+    """Steps of the reverse process at inference, at most the model's own number; all of them if null."""
     seed: int = Field(0, ge=0)
     """Of the noise at inference."""
     batch_size: int = Field(256, ge=1)
-    """Users scored at once."""
+    """Users scored at once; with a diffusion model the noise a user gets depends on it."""
 
 
 class ImpressionSettings(Settings):

@@ -19,7 +19,7 @@ FileFormat = Literal["json", "csv", "parquet"]
 class Source(Settings):
     """Where raw files lie and how they are written."""
 
-    path: str
+    path: str = Field(min_length=1)
     """Relative to the recipe's `data`: a file, a folder (all files below it), or a glob; `{date}` stands for
     the arrival date (YYYY-MM-DD) and makes the log a dated one. `.gz` and `.zst` files are decompressed."""
     format: FileFormat
@@ -28,6 +28,16 @@ class Source(Settings):
     """csv: the column separator, e.g. "\\t"."""
     columns: tuple[str, ...] | None = None
     """csv without a header line: the column names in order."""
+
+    @model_validator(mode="after")
+    def _of_csv(self) -> Source:
+        if self.delimiter in '"\r\n':
+            raise ValueError("delimiter: a quote or line break cannot separate columns")
+        if self.columns is not None and self.format != "csv":
+            raise ValueError(f"columns: {self.format} files name their own columns; leave it out")
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ValueError("columns: a name is given twice")
+        return self
 
 
 class Time(Settings):
@@ -50,7 +60,7 @@ class EventType(Settings):
     """The event type: a column, or one constant for the whole log."""
 
     column: str | None = None
-    constant: str | None = None
+    constant: str | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _one_of(self) -> EventType:
@@ -65,7 +75,7 @@ class Label(Settings):
     column: str
     at_least: float | None = None
     """Positive when the column's number is at least this."""
-    one_of: tuple[str, ...] | None = None
+    one_of: tuple[str, ...] | None = Field(None, min_length=1)
     """Or positive when the column's text is one of these."""
 
     @model_validator(mode="after")
@@ -86,8 +96,14 @@ class FeatureField(Settings):
     """Column in the raw log or side file; the field's own name if left out."""
     source: Literal["log", "users", "items"] = "log"
     """The log itself, or the side file that is joined by user or item id."""
-    separator: str | None = None
+    separator: str | None = Field(None, min_length=1)
     """multi from text: where to cut."""
+
+    @model_validator(mode="after")
+    def _of_lists(self) -> FeatureField:
+        if self.separator is not None and self.kind is not Kind.MULTI:
+            raise ValueError(f"separator: only a multi field is cut, and {self.name} is {self.kind.value}")
+        return self
 
     @property
     def raw_column(self) -> str:
@@ -111,9 +127,15 @@ class Rules(Settings):
     """Events from this day on are quarantined."""
     window_days: int = Field(3, ge=0)
     """W, dated logs: an event that arrives more than W days after its date is quarantined as too_late;
-    duplicates are sought within W days."""
+    duplicates are sought among events at most W + 1 days apart, as far as one arrival's own events can be."""
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """A batch with a larger share of quarantined rows is refused whole."""
+
+    @model_validator(mode="after")
+    def _some_time(self) -> Rules:
+        if self.min_time >= self.max_time:
+            raise ValueError("min_time must lie before max_time")
+        return self
 
 
 class Contract(Settings):
@@ -146,6 +168,12 @@ class Contract(Settings):
         names = [f.name for f in self.fields]
         if repeated := {n for n in names if names.count(n) > 1}:
             raise ValueError(f"fields: the names {sorted(repeated)} are given twice")
+        if self.event_id is not None and self.key:
+            raise ValueError("key: event_id identifies an event already; leave one of them out")
+        if self.context and not self.targets:
+            raise ValueError("context: without targets every type is one; name the targets")
+        if self.type.constant is not None and self.targets and self.type.constant not in self.targets:
+            raise ValueError(f"targets: every event is of type {self.type.constant!r} (type.constant)")
         if reserved := {"user", "item"} & set(names):
             raise ValueError(f"fields: {sorted(reserved)} are added by themselves; rename the field")
         if len(names) > 60:

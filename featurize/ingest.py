@@ -28,10 +28,12 @@ from infra import tables
 from infra.commit import DataFile, commit, write_file
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
-from infra.tables import INGESTED_FILES, QUARANTINE, UNDATED, Table
+from infra.tables import INGESTED_FILES, QUARANTINE, Table
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
+
+_FOREVER = 10**9  # days
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataF
 
     rows = [tuple(getattr(s, c) if c != "columns" else list(s.columns) for c in columns) for s in shares]
     schema = "location string, file string, arrival string, start long, end long, columns array<string>"
-    parallelism = min(len(rows), 4 * spark.sparkContext.defaultParallelism)
+    parallelism = max(1, min(len(rows), 4 * spark.sparkContext.defaultParallelism))
     frame = spark.createDataFrame(spark.sparkContext.parallelize(rows, parallelism), schema)
     return frame.mapInArrow(task, from_arrow_schema(plan.schema))
 
@@ -122,25 +124,50 @@ def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataF
 def _mark_duplicates(
     spark: SparkSession, lake: Lake, contract: Contract, parsed: DataFrame, prior: int | None, arrivals: Sequence[str]
 ) -> DataFrame:
-    """Valid rows with `duplicate`: the lowest (arrival, file, position) of an event id is the event.
+    """Valid rows with `duplicate`, which does not depend on how arrivals are batched.
 
-    Ids of earlier arrivals are sought within W days of the first new arrival: an exact copy that comes
-    later than that is too late anyway.
+    Rows of one event id are taken in the order of (arrival, file, position); a row is a duplicate when an
+    event kept before it lies within reach: anywhere in an undated log, at most W + 1 event days away in a
+    dated one (the rows of one arrival are never farther apart).
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
-    order = Window.partitionBy("event_id").orderBy("arrival", "file", "position")
-    valid = parsed.where("reason is null and lines is null").withColumn("duplicate", F.row_number().over(order) > 1)
-    if prior is None:
-        return valid
-    where = {"arrival": [a for a in lake.partitions("events", prior, "arrival") if a < arrivals[0]]}
-    known = delta.read(spark, lake, tables.events(contract.kinds_from("log")), prior, where)
-    if arrivals[0] != UNDATED:
-        first = date.fromisoformat(arrivals[0]) - timedelta(days=2 * contract.rules.window_days)
-        known = known.where(F.col("ds") >= first.isoformat())
-    seen = known.select("event_id", F.lit(True).alias("seen")).distinct()
-    return valid.join(seen, "event_id", "left").withColumn("duplicate", F.col("duplicate") | F.col("seen").isNotNull())
+    reach = contract.rules.window_days + 1 if contract.dated else _FOREVER
+    rows = parsed.where("reason is null and lines is null").withColumn("known", F.lit(False))
+    if prior is not None and contract.dated:
+        known = _known_events(spark, lake, contract, prior, arrivals[0]).withColumn("known", F.lit(True))
+        rows = rows.unionByName(known, allowMissingColumns=True)
+    by_day = Window.partitionBy("event_id", "ds").orderBy("arrival", "file", "position")
+    rows = rows.withColumn("day", F.unix_date(F.col("ds").cast("date"))).repartition("event_id")
+    rows = rows.withColumn("copy", F.row_number().over(by_day))
+    # The lowest row of each day decides for the others, so that a list holds one entry per day at most.
+    lowest = F.when(F.col("copy") == 1, F.struct("arrival", "file", "position", "day"))
+    rows = rows.withColumn("days", F.sort_array(F.collect_list(lowest).over(Window.partitionBy("event_id"))))
+    kept = F.aggregate("days", F.array().cast("array<int>"), lambda kept, row: _with_day(kept, row["day"], reach))
+    alone = F.size("days") == 1
+    duplicate = (F.col("copy") > 1) | F.when(alone, False).otherwise(~F.array_contains(kept, F.col("day")))
+    return rows.withColumn("duplicate", duplicate).where("not known").drop("known", "day", "copy", "days")
+
+
+def _with_day(kept: Column, day: Column, reach: int) -> Column:
+    """The days of an event id's kept events, `day` added unless one of them lies within reach."""
+    from pyspark.sql import functions as F
+
+    near = F.exists(kept, lambda other: F.abs(other - day) <= reach)
+    return F.when(near, kept).otherwise(F.concat(kept, F.array(day)))
+
+
+def _known_events(spark: SparkSession, lake: Lake, contract: Contract, prior: int, first: str) -> DataFrame:
+    """Ids of the events that the arrivals from `first` on may repeat.
+
+    Their rows lie W days before it at the earliest, events within reach of those W + 1 days before that,
+    and these arrived a day before their date at the earliest.
+    """
+    earliest = date.fromisoformat(first) - timedelta(days=2 * contract.rules.window_days + 2)
+    arrivals = [a for a in lake.partitions("events", prior, "arrival") if earliest.isoformat() <= a < first]
+    known = delta.read(spark, lake, tables.events(contract.kinds_from("log")), prior, {"arrival": arrivals})
+    return known.select("arrival", "file", "position", "ds", "event_id")
 
 
 def _event_rows(marked: DataFrame) -> DataFrame:
@@ -179,7 +206,8 @@ def _refuse_if_bad(contract: Contract, account: dict[str, Counter[str]], reasons
     if bad > contract.rules.max_bad_share * total:
         worst = max(account, key=lambda f: account[f]["quarantined"])
         raise DataRefused(
-            f"{bad} of {total} rows are bad ({bad / total:.1%}; rules.max_bad_share is {contract.rules.max_bad_share:.0%}): "
+            f"{bad} of {total} rows are bad ({bad / total:.1%}; "
+            f"rules.max_bad_share is {contract.rules.max_bad_share:.0%}): "
             f"{', '.join(f'{r} {n}' for r, n in reasons.most_common(4))}; most in {worst}; nothing was published"
         )
 

@@ -24,7 +24,7 @@ class Reason(StrEnum):
     TOO_LATE = "too_late"
 
 
-class Refused(Exception):
+class Refused(Exception):  # noqa: N818  (an answer about a row, not a failure)
     """A row's reason and detail on its way to quarantine."""
 
     def __init__(self, reason: Reason, detail: str) -> None:

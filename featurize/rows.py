@@ -120,7 +120,7 @@ class RowParser:
         ts = self._time(record, split.arrival)
         event_type = plan.type_constant or self._id(record, str(plan.type_column), Reason.NULL_TYPE)
         row = {
-            "ds": (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ts)).strftime("%Y-%m-%d"),
+            "ds": (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=ts)).date().isoformat(),
             "event_id": self._event_id(record, user, item, ts, event_type),
             "user": user,
             "item": item,
@@ -136,11 +136,14 @@ class RowParser:
         return row
 
     @staticmethod
-    def _id(record: dict[str, Any], column: str, reason: Reason) -> str:
+    def _part(record: dict[str, Any], column: str) -> str | None:
         try:
-            value = text(record.get(column))
+            return text(record.get(column))
         except ValueError as error:
             raise Refused(Reason.BAD_ID, f"{column}: {error}") from None
+
+    def _id(self, record: dict[str, Any], column: str, reason: Reason) -> str:
+        value = self._part(record, column)
         if value is None:
             raise Refused(reason, f"{column} is absent, null or empty")
         return value
@@ -170,8 +173,12 @@ class RowParser:
     def _event_id(self, record: dict[str, Any], user: str, item: str, ts: int, event_type: str) -> str:
         if self.plan.event_id is not None:
             return self._id(record, self.plan.event_id, Reason.NULL_ID)
-        key = [record.get(c) for c in self.plan.key] or [user, item, ts, event_type]
-        return hashlib.sha256(json.dumps(key, default=str, ensure_ascii=False).encode()).hexdigest()[:32]
+        key: list[str | int | None] = [user, item, ts, event_type]
+        if self.plan.key:
+            key = [self._part(record, c) for c in self.plan.key]
+            if all(part is None for part in key):  # or all such rows would pass for copies of one
+                raise Refused(Reason.NULL_ID, f"{', '.join(self.plan.key)}: all absent, null or empty")
+        return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:32]
 
     def _label(self, record: dict[str, Any]) -> int | None:
         if self.plan.label is None:
@@ -199,11 +206,10 @@ def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
                 raise record
             row |= parser(split, record)
         except Refused as refusal:
-            shown = raw[:RAW_LIMIT].decode("utf-8", "backslashreplace") or json.dumps(record, default=str)[:RAW_LIMIT]
             row |= {
                 "reason": refusal.reason.value,
-                "detail": refusal.detail,
-                "raw": "" if not raw and isinstance(record, Refused) else shown,
+                "detail": refusal.detail[:RAW_LIMIT],
+                "raw": _shown(raw, record)[:RAW_LIMIT],
             }
         block.append(row)
         if len(block) >= BLOCK_ROWS:
@@ -211,6 +217,13 @@ def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
             block = []
     block.append({"arrival": split.arrival, "file": split.file, "position": split.start, "lines": count})
     yield pa.RecordBatch.from_pylist(block, schema=plan.schema)
+
+
+def _shown(raw: bytes, record: dict[str, Any] | Refused) -> str:
+    """The row as found; of Parquet, which has no lines, as JSON."""
+    if raw or isinstance(record, Refused):
+        return raw[:RAW_LIMIT].decode("utf-8", "backslashreplace")
+    return json.dumps(record, default=str)
 
 
 def _day_start(day: date) -> int:

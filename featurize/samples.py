@@ -7,6 +7,7 @@ missing mask is set when field i is absent or null in the log. A value outside i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -119,8 +120,9 @@ def _split(frame: DataFrame, settings: SampleSettings, day: str) -> DataFrame:
     by_user = Window.partitionBy("user")
     latest = by_user.orderBy(F.desc("ts"), F.desc("event_id"))
     frame = frame.withColumn("n", F.count("*").over(by_user)).withColumn("r", F.row_number().over(latest))
-    test = F.ceil(F.col("n") * settings.test_share)
-    valid = F.ceil((F.col("n") - test) * settings.valid_share)
+    # 0.07 * 100 is a little more than 7 in floating point, and must not round up to 8
+    test = F.ceil(F.col("n") * settings.test_share - 1e-9)
+    valid = F.ceil((F.col("n") - test) * settings.valid_share - 1e-9)
     split = F.when(F.col("r") <= test, "test").when(F.col("r") <= test + valid, "valid").otherwise("train")
     return frame.withColumn("split", split).drop("n", "r")
 
@@ -192,6 +194,8 @@ def _describe(
     fields = []
     for position, (name, kind) in enumerate(kinds):
         numeric = kind is Kind.NUMERIC
+        if numeric and not all(math.isfinite(row[f"{s}_{name}"] or 0.0) for s in ("mean", "std")):
+            raise DataRefused(f"fields: {name} has values too large for a mean and deviation; correct them in the log")
         keys = vocabulary.get(name)
         fields.append(
             {

@@ -91,20 +91,8 @@ def build(
 
     built = ordered.mapInArrow(task, _OUTPUT).persist()
     try:
-        trained = built.where("split = 'train'").select(F.explode("items").alias("target")).distinct()
-        known = built.join(trained.withColumn("in_training", F.lit(True)), "target", "left")
-        frame = known.select(
-            F.lit(day).alias("as_of"),
-            "split",
-            "user",
-            "items",
-            "target",
-            "target_ts",
-            F.when(F.col("target").isNotNull(), F.col("in_training").isNotNull() & (F.col("target") != UNKNOWN)).alias(
-                "target_known"
-            ),
-        )
-        frame = frame.repartition("split").sortWithinPartitions("as_of", "split", "user", "target_ts")
+        frame = _with_known(built).withColumn("as_of", F.lit(day)).repartition("split")
+        frame = frame.sortWithinPartitions("as_of", "split", "user", "target_ts", "items")
         files = delta.write(frame, lake, SEQUENCES)
     finally:
         built.unpersist()
@@ -115,6 +103,20 @@ def build(
         )
     version = commit(lake, SEQUENCES, files, replace={"as_of": [day]}, metadata=metadata)
     return {SEQUENCES.name: version}, rows
+
+
+def _with_known(built: DataFrame) -> DataFrame:
+    """The rows to write, with `target_known`: whether the target's item stands in anybody's training part."""
+    from pyspark.sql import functions as F
+
+    trained = built.where("target is null").select(F.explode("items").alias("target")).distinct()
+    evaluated = built.where("target is not null").join(trained.withColumn("seen", F.lit(True)), "target", "left")
+    known = F.col("seen").isNotNull() & (F.col("target") != UNKNOWN)
+    return (
+        built.where("split = 'train'")
+        .withColumn("target_known", F.lit(None).cast("boolean"))
+        .unionByName(evaluated.withColumn("target_known", known).drop("seen"))
+    )
 
 
 def _ordered_events(
@@ -177,10 +179,12 @@ def sequences_of(
 ) -> list[dict[str, Any]]:
     """One user's rows: training chunks and at most one validation and one test target.
 
+    A training event that no chunk takes is a row of the split `single`: nothing to train on, but seen.
+
     >>> day = Cut("leave_one_out")
     >>> x = np.arange(2, 8)
     >>> [(r["split"], r["items"].tolist(), r["target"]) for r in sequences_of("u", x, x, x > 0, day, 2, 9)]
-    [('train', [3, 4, 5], None), ('valid', [2, 3, 4, 5], 6), ('test', [2, 3, 4, 5, 6], 7)]
+    [('train', [3, 4, 5], None), ('single', [2], None), ('valid', [2, 3, 4, 5], 6), ('test', [2, 3, 4, 5, 6], 7)]
     """
     if cut.split == "leave_one_out":
         of_type = np.flatnonzero(targets)
@@ -192,6 +196,8 @@ def sequences_of(
         windows = {"valid": (cut.valid_start, cut.test_start), "test": (cut.test_start, cut.test_end)}
         evaluated = {s: t for s, w in windows.items() if (t := _first_target(times, targets, *w)) is not None}
     rows = [_row("train", user, chunk) for chunk in chunks(items[:trained], length + 1)]
+    if trained % (length + 1) == 1:
+        rows.append(_row("single", user, items[:1]))
     for split, position in evaluated.items():
         # temporal: the history ends where the window starts; leave-one-out: at the target
         before = int(np.searchsorted(times, cut.valid_start if split == "valid" else cut.test_start))
@@ -202,7 +208,7 @@ def sequences_of(
 
 
 def chunks(items: np.ndarray, size: int) -> list[np.ndarray]:
-    """Non-overlapping chunks of at most `size`, cut from the end; a remainder of one event has no target and is left out.
+    """Non-overlapping chunks of at most `size`, cut from the end; a remainder of one event has no target: left out.
 
     >>> [c.tolist() for c in chunks(np.arange(7), 3)]
     [[1, 2, 3], [4, 5, 6]]

@@ -1,7 +1,7 @@
 """Side files: one row per user or item with its feature fields.
 
-A repeated key keeps its last row. A row that cannot be read refuses the whole file: side files are
-reference data that somebody maintains, not a log.
+A repeated key keeps its last row. A row that cannot be read refuses the whole file, and so does a file
+without rows: side files are reference data that somebody maintains, not a log.
 """
 
 from __future__ import annotations
@@ -43,4 +43,6 @@ def side_table(contract: Contract, root: Path, of: str) -> tuple[Table, pa.Table
                 rows[key] = {"key": key, **{name: read(record.get(column)) for name, column, read in readers}}
             except ValueError as error:
                 raise DataRefused(f"{where}: {error}; mend the side file") from None
+    if not rows:
+        raise DataRefused(f"{side.path}: the side file holds no row; mend it, or leave `{of}s` out of the contract")
     return table, pa.Table.from_pylist([rows[k] for k in sorted(rows)], schema=table.file_schema)

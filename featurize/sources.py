@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import date
+from pathlib import Path, PurePosixPath
 
 import pyarrow.parquet as pq
 
 from featurize.contract import Contract, Source
-from featurize.streams import COMPRESSED, Split, open_stream
+from featurize.streams import COMPRESSED, DAMAGED, Split, csv_cells, open_stream
 from infra.errors import ConfigError, DataRefused
 from infra.tables import UNDATED
 
 SPLIT_BYTES = 64 << 20
-_DATE = r"\d{4}-\d{2}-\d{2}"
+_DATE = "[0-9]{4}-[0-9]{2}-[0-9]{2}"
 
 
 @dataclass(frozen=True)
@@ -34,25 +34,24 @@ class RawFile:
 def list_files(root: Path, source: Source) -> list[RawFile]:
     """The source's files, sorted by path; with `{date}` in the path each has its own arrival.
 
-    Raises DataRefused when there is none: an empty directory is never a successful run.
+    What a name that starts with `.` or `_` hides is left out, unless the path itself spells that name.
+    Raises DataRefused when there is no file: an empty directory is never a successful run.
     """
     if not root.is_dir():
         raise ConfigError(f"data: the folder {root} does not exist; point the recipe's `data` at your logs")
-    if ".." in Path(source.path).parts or Path(source.path).is_absolute():
+    template = PurePosixPath(source.path)
+    if ".." in template.parts or template.is_absolute():
         raise ConfigError(f"source.path: {source.path!r} must lie below the recipe's `data` folder")
-    dated = "{date}" in source.path
-    pattern = source.path.replace("{date}", "*")
-    found = sorted({f for match in root.glob(pattern) for f in _below(match)})
-    matcher = re.compile(_template_regex(source.path))
+    dated = re.compile(_template_regex(str(template))) if "{date}" in source.path else None
     files = []
-    for path in found:
+    for path in _matches(root, template):
         relative = path.relative_to(root).as_posix()
         arrival = UNDATED
-        if dated:
-            match = matcher.match(relative)
+        if dated is not None:
+            match = dated.fullmatch(relative)
             if match is None:
                 continue  # a neighbour whose name holds no date is not part of the log
-            arrival = match["date"]
+            arrival = _checked_date(match["date"], relative)
         status = path.stat()
         etag = hashlib.sha256(f"{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:16]
         files.append(RawFile(relative, status.st_size, etag, arrival))
@@ -61,38 +60,62 @@ def list_files(root: Path, source: Source) -> list[RawFile]:
     return files
 
 
-def _below(match: Path) -> list[Path]:
-    inside = sorted(match.rglob("*")) if match.is_dir() else [match]
-    return [p for p in inside if p.is_file() and not p.name.startswith((".", "_"))]
+def _matches(root: Path, template: PurePosixPath) -> list[Path]:
+    """The files that the template names and all files below the folders that it names."""
+    pattern = str(template).replace("{date}", "*")
+    try:
+        matches = [root] if pattern == "." else list(root.glob(pattern))
+    except ValueError as error:
+        raise ConfigError(f"source.path: {str(template)!r} is not a usable pattern ({error})") from None
+    inside = {p for m in matches for p in (m.rglob("*") if m.is_dir() else [m]) if p.is_file()}
+    return sorted(p for p in inside if not _hidden(p.relative_to(root).parts, template.parts))
+
+
+def _hidden(parts: Sequence[str], spelt: Sequence[str]) -> bool:
+    """Whether a part is a temporary or marker name, as Spark's `_temporary` and `_SUCCESS`."""
+    return any(part.startswith((".", "_")) and part not in spelt for part in parts)
+
+
+def _checked_date(text: str, path: str) -> str:
+    try:
+        date.fromisoformat(text)
+    except ValueError:
+        raise DataRefused(f"{path}: {text} is no day of the calendar; rename it or move it away") from None
+    return text
 
 
 def _template_regex(path: str) -> str:
-    pieces = re.split(r"(\{date\}|\*\*/?|\*|\?)", path)
+    pieces = re.split(r"(\{date\}|\*\*/?|\*|\?|\[!?[^]]+\])", path)
     known = {"{date}": f"(?P<date>{_DATE})", "**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
     seen_date = False
     out = []
     for piece in pieces:
         if piece == "{date}" and seen_date:
             out.append("(?P=date)")
+        elif piece.startswith("[") and piece.endswith("]"):
+            out.append(piece.replace("[!", "[^", 1))
         else:
             out.append(known.get(piece, re.escape(piece)))
         seen_date = seen_date or piece == "{date}"
-    return "".join(out) + "(?:/.*)?$"
+    return "".join(out) + "(?:/.*)?"
 
 
 def splits(root: Path, files: Sequence[RawFile], source: Source, needed: Sequence[str]) -> list[Split]:
     """Shares of the files for tasks; the header (csv) or schema (Parquet) must hold the `needed` columns.
 
-    Raises DataRefused naming the file and each missing column.
+    A file of no bytes has no rows, whatever its format. Raises DataRefused naming the file and each
+    missing column.
     """
     out = []
     for file in files:
         location = root / file.path
+        columns: tuple[str, ...] = ()
+        body = 0
         if source.format == "parquet":
             out += _parquet_splits(location, file, needed)
             continue
-        columns, body = _header(location, source) if source.format == "csv" else ((), 0)
-        if source.format == "csv":
+        if source.format == "csv" and (header := _header(location, file, source)) is not None:
+            columns, body = header
             _need(file, columns, needed)
         if file.path.endswith(COMPRESSED):
             bounds = [(body, file.size)]  # a compressed stream cannot be entered in the middle
@@ -103,6 +126,8 @@ def splits(root: Path, files: Sequence[RawFile], source: Source, needed: Sequenc
 
 
 def _parquet_splits(location: Path, file: RawFile, needed: Sequence[str]) -> list[Split]:
+    if file.size == 0:
+        return []
     try:
         parquet = pq.ParquetFile(location)
     except Exception as error:
@@ -114,15 +139,26 @@ def _parquet_splits(location: Path, file: RawFile, needed: Sequence[str]) -> lis
     return [Split(str(location), file.path, file.arrival, g, g + 1, names) for g in range(groups)]
 
 
-def _header(location: Path, source: Source) -> tuple[tuple[str, ...], int]:
-    """Column names and where the first row starts: a byte offset, or lines to skip in a compressed file."""
+def _header(location: Path, file: RawFile, source: Source) -> tuple[tuple[str, ...], int] | None:
+    """Column names and where the first row starts: a byte offset, or lines to skip in a compressed file.
+
+    None when there is no first line to read: nothing is in the file, or its stream is cut before (which
+    the task that reads it reports).
+    """
     if source.columns is not None:
         return source.columns, 0
-    with open_stream(str(location)) as stream:
-        line = stream.readline()
-    text = line.decode("utf-8", "replace").removeprefix("﻿").rstrip("\r\n")
-    columns = tuple(next(csv.reader(io.StringIO(text), delimiter=source.delimiter), []))
-    return columns, 1 if location.name.endswith(COMPRESSED) else len(line)
+    try:
+        with open_stream(str(location)) as stream:
+            line = stream.readline()
+    except DAMAGED:
+        return None
+    if not line:
+        return None
+    try:
+        columns = csv_cells(line.decode("utf-8-sig").rstrip("\r\n"), source.delimiter)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataRefused(f"{file.path}: its first line is no csv header ({error})") from None
+    return tuple(columns), 1 if location.name.endswith(COMPRESSED) else len(line)
 
 
 def _need(file: RawFile, columns: Sequence[str], needed: Sequence[str]) -> None:
@@ -131,6 +167,8 @@ def _need(file: RawFile, columns: Sequence[str], needed: Sequence[str]) -> None:
             f"{file.path}: the column(s) {', '.join(map(repr, missing))} named by the contract are not there; "
             f"it has {', '.join(map(repr, columns))}"
         )
+    if twice := [c for c in needed if columns.count(c) > 1]:
+        raise DataRefused(f"{file.path}: the column(s) {', '.join(map(repr, twice))} are there more than once")
 
 
 def columns_needed(contract: Contract) -> list[str]:

@@ -1,24 +1,33 @@
 """Raw bytes to records: lines with their positions, and JSON, csv or Parquet records.
 
-Runs in Spark tasks: standard library and pyarrow only (zstandard for `.zst` files).
+Runs in Spark tasks: standard library and pyarrow only (zstandard for `.zst` files). A row is a physical
+line: a quoted csv cell cannot hold a line break. Of a key that a JSON object repeats, the last value counts.
 """
 
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurize.reasons import Reason, Refused
 
 COMPRESSED = (".gz", ".zst")
 BATCH_ROWS = 8192
+DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
+"""What reading a cut or damaged compressed stream raises; a disk that fails raises OSError, and the task is retried."""
+
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 1 << 13  # a few bytes of zstd can hold 128 KB of zeros
 
 
 @dataclass(frozen=True)
@@ -39,16 +48,54 @@ class Split:
 def open_stream(location: str) -> io.BufferedIOBase:
     """The file's bytes, decompressed by its ending (.gz, .zst)."""
     if location.endswith(".gz"):
-        import gzip
-
         return gzip.open(location, "rb")
     if location.endswith(".zst"):
+        return io.BufferedReader(_ZstdStream(location), 1 << 16)
+    return open(location, "rb")
+
+
+class _ZstdStream(io.RawIOBase):
+    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError.
+
+    zstandard's own stream_reader takes the end of a cut file for the end of the content.
+    """
+
+    def __init__(self, location: str) -> None:
         import zstandard
 
-        raw = open(location, "rb")  # noqa: SIM115  (closed by the reader)
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, closefd=True, read_across_frames=True)
-        return io.BufferedReader(reader)
-    return open(location, "rb")
+        self._decompressor, self._error = zstandard.ZstdDecompressor(), zstandard.ZstdError
+        self._file = open(location, "rb")  # noqa: SIM115  (closed by close)
+        self._frame: Any = None
+        self._input, self._output = b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        while not self._output:
+            if not self._refill():
+                return 0
+        size = min(len(target), len(self._output))
+        target[:size], self._output = self._output[:size], self._output[size:]
+        return size
+
+    def _refill(self) -> bool:
+        chunk = self._input or self._file.read(_CHUNK)
+        if not chunk:
+            if self._frame is not None:
+                raise EOFError("the last frame is cut")
+            return False
+        frame = self._frame or self._decompressor.decompressobj()
+        try:
+            self._output = memoryview(frame.decompress(chunk))
+        except self._error as error:
+            raise EOFError(str(error)) from None
+        self._frame, self._input = (None, frame.unused_data) if frame.eof else (frame, b"")
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_split(split: Split, fmt: str, delimiter: str) -> Iterator[tuple[int, bytes, dict[str, Any] | Refused]]:
@@ -59,7 +106,7 @@ def read_split(split: Split, fmt: str, delimiter: str) -> Iterator[tuple[int, by
     parse = _json_record if fmt == "json" else _csv_parser(split.columns, delimiter)
     for position, line in _lines(split):
         if line is None:
-            yield position, b"", Refused(Reason.TRUNCATED, "the compressed stream ends early")
+            yield position, b"", Refused(Reason.TRUNCATED, "the compressed stream is cut or damaged")
             continue
         body = line.rstrip(b"\r\n")
         if not body.strip():
@@ -82,7 +129,7 @@ def _lines(split: Split) -> Iterator[tuple[int, bytes | None]]:
             stream.seek(position - 1)
             position += len(stream.readline()) - 1
         while position < split.end and (line := stream.readline()):
-            yield position, line.removeprefix(b"\xef\xbb\xbf") if position == 0 else line
+            yield position, line.removeprefix(_BOM) if position == 0 else line
             position += len(line)
 
 
@@ -93,20 +140,14 @@ def _compressed_lines(split: Split) -> Iterator[tuple[int, bytes | None]]:
             for line in stream:
                 number_ += 1
                 if number_ > split.start:  # header lines
-                    yield number_, line.removeprefix(b"\xef\xbb\xbf") if number_ == 1 else line
-    except (EOFError, OSError, zlib.error) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
-            raise
-        yield number_ + 1, None
-    except Exception as error:
-        if type(error).__name__ != "ZstdError":
-            raise
+                    yield number_, line.removeprefix(_BOM) if number_ == 1 else line
+    except DAMAGED:
         yield number_ + 1, None
 
 
 def _json_record(line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line.decode())  # from bytes, json would guess UTF-16 where it sees a NUL
     except (ValueError, RecursionError) as error:
         raise Refused(Reason.MALFORMED, f"not JSON: {error}"[:200]) from None
     if not isinstance(record, dict):
@@ -114,13 +155,22 @@ def _json_record(line: bytes) -> dict[str, Any]:
     return record
 
 
+def csv_cells(line: str, delimiter: str) -> list[str]:
+    """One line's cells; csv.Error where quotes do not close or have text behind them.
+
+    >>> csv_cells('7,"a, b",', ",")
+    ['7', 'a, b', '']
+    """
+    if '"' not in line:
+        return line.split(delimiter)
+    csv.field_size_limit(sys.maxsize)  # the process's own setting, 128 KB by default
+    return next(csv.reader([line], delimiter=delimiter, strict=True))
+
+
 def _csv_parser(columns: tuple[str, ...], delimiter: str) -> Callable[[bytes], dict[str, Any]]:
     def parse(line: bytes) -> dict[str, Any]:
         try:
-            line_text = line.decode("utf-8")
-            cells = (
-                next(csv.reader([line_text], delimiter=delimiter)) if '"' in line_text else line_text.split(delimiter)
-            )
+            cells = csv_cells(line.decode(), delimiter)
         except (UnicodeDecodeError, csv.Error) as error:
             raise Refused(Reason.MALFORMED, str(error)[:200]) from None
         if len(cells) != len(columns):
@@ -131,9 +181,19 @@ def _csv_parser(columns: tuple[str, ...], delimiter: str) -> Callable[[bytes], d
 
 
 def _parquet_rows(split: Split) -> Iterator[tuple[int, bytes, dict[str, Any] | Refused]]:
-    with pq.ParquetFile(split.location) as parquet:
+    with pq.ParquetFile(split.location, coerce_int96_timestamp_unit="us") as parquet:
         position = sum(parquet.metadata.row_group(g).num_rows for g in range(split.start))
         for batch in parquet.iter_batches(BATCH_ROWS, row_groups=list(range(split.start, split.end))):
-            for record in batch.to_pylist():
+            for record in _records(batch):
                 yield position, b"", record
                 position += 1
+
+
+def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | Refused]:
+    """Rows as Python values; a row that has none (a year 100000, text that is not UTF-8) is refused alone."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [Refused(Reason.MALFORMED, str(error)[:200])]
+        return [record for i in range(batch.num_rows) for record in _records(batch.slice(i, 1))]

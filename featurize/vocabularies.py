@@ -61,24 +61,20 @@ def build(
     """Add the keys that reached their minimum count by the last of `arrivals`.
 
     `inputs` holds the pinned versions of events and side features, `arrivals` all arrivals as of the run,
-    `prior` the versions of items and field_values published before.
+    `prior` the versions of items and field_values published before. What a run that was never published
+    left behind is removed.
     """
     as_of = arrivals[-1]
     known = _known(lake, prior)
-    covered = max((e["arrival"] for e in known), default="")
-    replaced = [a for a in arrivals if a > covered] or [as_of]
-    counted = _counts(spark, lake, contract, inputs, arrivals)
-    fresh = _reached(counted, settings, covered, as_of)
-    if known:
-        old = spark.createDataFrame([(e["field"], e["key"]) for e in known], "field string, key string")
-        fresh = fresh.join(old, ["field", "key"], "left_anti")
-    offsets = {f: FIRST_INDEX + sum(e["field"] == f for e in known) for f in {e["field"] for e in known}}
-    indexed = _index(fresh, offsets)
-    kept = [(e["arrival"], e["field"], e["index"], e["key"]) for e in known if e["arrival"] in replaced]
-    if kept:
-        indexed = indexed.unionByName(
-            spark.createDataFrame(kept, "arrival string, field string, index int, key string")
-        )
+    covered = pc.max(known["arrival"]).as_py() or ""
+    late = max(covered, as_of)
+    replaced = _replaced(lake, arrivals, covered) or [late]
+    fresh = _reached(_counts(spark, lake, contract, inputs, arrivals), settings, covered, late)
+    fresh = fresh.join(spark.createDataFrame(known.select(["field", "key"])), ["field", "key"], "left_anti")
+    sizes = pc.value_counts(known["field"].combine_chunks()).to_pylist()
+    indexed = _index(fresh, {e["values"]: FIRST_INDEX + e["counts"] for e in sizes})
+    kept = known.filter(pc.is_in(known["arrival"], pa.array(replaced)))
+    indexed = indexed.unionByName(spark.createDataFrame(kept))
     indexed = indexed.coalesce(1).sortWithinPartitions("arrival", "field", "index").persist()
     try:
         versions = {
@@ -102,12 +98,7 @@ def build(
 
 def read(lake: Lake, versions: Mapping[str, int], as_of: str) -> dict[str, pa.Table]:
     """Field -> table (index, key) in index order, as of an arrival; the item vocabulary is the field `item`."""
-    items = lake.read(ITEMS.name, versions[ITEMS.name])
-    values = lake.read(FIELD_VALUES.name, versions[FIELD_VALUES.name])
-    items = items.append_column("field", pa.array([ITEM] * items.num_rows, pa.string()))
-    both = pa.concat_tables(
-        [t.select(["arrival", "field", "index", "key"]) for t in (items, values)], promote_options="permissive"
-    )
+    both = _known(lake, versions)
     both = both.filter(pc.less_equal(both["arrival"], as_of)).sort_by([("field", "ascending"), ("index", "ascending")])
     out = {}
     for field in pc.unique(both["field"]).to_pylist():
@@ -119,16 +110,27 @@ def hash_of(vocabulary: pa.Table) -> str:
     """SHA-256 over (index, key) in index order, first 16 hex digits: models carry it and loaders compare it."""
     sha = hashlib.sha256()
     for index, key in zip(vocabulary["index"].to_pylist(), vocabulary["key"].to_pylist(), strict=True):
-        sha.update(f"{index}\x00{key}\x01".encode())
+        data = key.encode()
+        sha.update(b"%d %d " % (index, len(data)) + data)  # the length, because a key may hold any character
     return sha.hexdigest()[:16]
 
 
-def _known(lake: Lake, prior: Mapping[str, int] | None) -> list[dict[str, Any]]:
+def _known(lake: Lake, prior: Mapping[str, int] | None) -> pa.Table:
+    """(arrival, field, index, key) of what was published before."""
     if prior is None:
-        return []
-    items = lake.read(ITEMS.name, prior[ITEMS.name]).to_pylist()
-    values = lake.read(FIELD_VALUES.name, prior[FIELD_VALUES.name]).to_pylist()
-    return [{**e, "field": ITEM} for e in items] + values
+        return FIELD_VALUES.schema.empty_table()
+    items = lake.read(ITEMS.name, prior[ITEMS.name])
+    items = items.append_column("field", pa.array([ITEM] * items.num_rows, pa.string()))
+    values = lake.read(FIELD_VALUES.name, prior[FIELD_VALUES.name])
+    names = FIELD_VALUES.schema.names
+    return pa.concat_tables([items.select(names), values.select(names)], promote_options="permissive")
+
+
+def _replaced(lake: Lake, arrivals: Sequence[str], covered: str) -> list[str]:
+    """The arrivals to write: those after the covered ones, and any that an unpublished run has left in a table."""
+    tables = [t.name for t in (ITEMS, FIELD_VALUES) if lake.exists(t.name)]
+    stale = {a for t in tables for a in lake.partitions(t, lake.version(t) or 0, "arrival")}
+    return sorted(a for a in stale | set(arrivals) if a > covered)
 
 
 def _counts(
@@ -172,10 +174,11 @@ def side_partition(lake: Lake, table: str, version: int, as_of: str) -> dict[str
     return {"arrival": max((a for a in arrivals if a <= as_of), default=arrivals[0])}
 
 
-def _reached(counts: DataFrame, settings: VocabularySettings, covered: str, as_of: str) -> DataFrame:
+def _reached(counts: DataFrame, settings: VocabularySettings, covered: str, late: str) -> DataFrame:
     """(field, key, arrival): the arrival on which each key reached its minimum count.
 
-    A key that an already covered arrival brings only now (a re-ingested file) enters as of this run.
+    A key that an already covered arrival brings only now (a re-ingested file) enters as of `late`, behind
+    all that were published.
     """
     from pyspark.sql import Window
     from pyspark.sql import functions as F
@@ -188,7 +191,7 @@ def _reached(counts: DataFrame, settings: VocabularySettings, covered: str, as_o
     )
     reached = counts.withColumn("total", F.sum("n").over(so_far)).where(F.col("total") >= minimum)
     first = reached.groupBy("field", "key").agg(F.min("arrival").alias("arrival"))
-    return first.withColumn("arrival", F.when(F.col("arrival") <= covered, as_of).otherwise(F.col("arrival")))
+    return first.withColumn("arrival", F.when(F.col("arrival") <= covered, late).otherwise(F.col("arrival")))
 
 
 def _index(fresh: DataFrame, offsets: Mapping[str, int]) -> DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -66,6 +67,9 @@ def cluster(settings: RaySettings) -> Iterator[None]:
 def _join(settings: RaySettings) -> None:
     import ray
 
+    host, _, port = str(settings.address).rpartition(":")
+    if port.isdigit():  # ray.init retries a dead address for minutes, and then ends the process
+        socket.create_connection((host, int(port)), timeout=5).close()
     ray.init(address=settings.address, log_to_driver=False, logging_level=logging.ERROR)
 
 

@@ -1,34 +1,42 @@
 """The Delta write protocol: Parquet files that tasks have written become one verified commit.
 
-`create_write_transaction` checks no file, no size and no schema, and records an application
-transaction without enforcing it across retries; this module makes up for both (design.md, "Writing
-Delta"). Every commit REPLACES the partitions it names, so that a command that died anywhere can be
-run again: the second commit leaves exactly what one undisturbed commit would have left.
+`create_write_transaction` checks no file, no size and no schema, and only records an application
+transaction; this module makes up for both (design.md, "Writing Delta"). Every commit REPLACES the
+partitions it names, so that a command that died anywhere can be run again: the second commit leaves
+exactly what one undisturbed commit would have left.
 
-Failure model: object stores with conditional put, or a local disk, which is fsynced here.
+Failure model: a local disk, which is fsynced here; nothing weaker.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
+from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
 from infra.errors import CommitConflict, CommitError
-from infra.lake import Lake, create, same_schema
+from infra.lake import Lake, brief, create, same_schema
 from infra.tables import Table
 
 COMMIT_ID = "logs2rec.commitId"
 """Metadata key that tells our own commit from another's after a lost answer."""
+
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Names that mean the same to a file system, a URL and Hive partitioning, and that vacuum does not skip."""
+
+_ATTEMPTS = 50
+"""Times that a commit starts again because writers of other partitions came first; a handful in practice."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +53,26 @@ class DataFile:
 def write_file(folder: str, table: Table, partition: Mapping[str, str], batches: Sequence[pa.Table]) -> DataFile:
     """Write rows of ONE partition as a new, fsynced Parquet file and report it; nothing is committed.
 
-    Names are random, so a retried or speculative task never touches another attempt's file.
+    Names are random, so a retried or speculative task never touches another attempt's file. Raises
+    CommitError when the rows do not fit the table or the partition cannot be a folder's name.
     """
-    directory = "/".join(f"{c}={partition[c]}" for c in table.partition_by)
-    relative = str(PurePosixPath(directory) / f"part-{uuid.uuid4().hex}.parquet")
-    target = Path(folder) / relative
+    directory = _directory(table, partition)
+    try:
+        rows = pa.concat_tables(batches).select(table.file_schema.names).cast(table.file_schema).combine_chunks()
+    except (KeyError, ValueError, pa.ArrowException) as error:  # a missing column, a null, another type
+        raise CommitError(
+            f"table {table.name!r}, partition {dict(partition)}: {brief(error)}; check its rows"
+        ) from error
+    target = Path(folder) / directory / f"part-{uuid.uuid4().hex}.parquet"
     target.parent.mkdir(parents=True, exist_ok=True)
-    rows = pa.concat_tables(batches).select(table.file_schema.names).cast(table.file_schema).combine_chunks()
     with open(target, "wb") as sink:
         pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18)
         sink.flush()
         os.fsync(sink.fileno())
-    _fsync_folder(target.parent)
-    stats = json.dumps({"numRecords": rows.num_rows})
-    return DataFile(relative, target.stat().st_size, rows.num_rows, dict(partition), stats)
+    for parent in (target.parent, *target.parent.parents)[: len(table.partition_by) + 1]:
+        _fsync_folder(parent)  # up to the table's: each may be new
+    path, stats = target.relative_to(folder).as_posix(), json.dumps({"numRecords": rows.num_rows})
+    return DataFile(path, target.stat().st_size, rows.num_rows, dict(partition), stats)
 
 
 def commit(
@@ -71,40 +85,27 @@ def commit(
 ) -> int:
     """Replace the partitions named by `replace` by `files`, in one commit; returns its version.
 
-    `replace` maps a partition column to values, e.g. {"arrival": ["2026-01-03"]}; every file must lie inside
-    it. Each of those partitions has an application transaction of its own, so that of two writers of the
-    same partition, new or not, one fails.
+    `replace` maps a partition column to values, e.g. {"arrival": ["2026-01-03"]}, the table's first partition
+    column among them; every file must lie inside it. Each value has an application transaction of its own,
+    so that of two writers of the same partition, new or not, one fails; writers of other partitions are waited for.
 
     Raises CommitError when a file is not what its report says (nothing is committed then), and
     CommitConflict when another writer came first.
     """
     create(lake, table)
+    _check_replace(table, replace)
     for file in files:
         _verify(lake, table, file, replace)
     delta = lake.open(table.name)
-    transactions = {}
-    for app_id in (f"{table.name}:{column}={value}" for column, values in replace.items() for value in values):
-        transactions[app_id] = (delta.transaction_version(app_id) or 0) + 1
-    commit_id = uuid.uuid4().hex
-    try:
-        _transact(delta, table, files, replace, transactions, {**metadata, COMMIT_ID: commit_id})
-    except Exception as error:
-        # An error does not mean "not committed": the answer may have been lost. The log knows.
-        version = _find(lake.open(table.name), commit_id)
-        if version is None:
-            raise _explain(lake, table, transactions, error) from error
-    else:
-        version = _find(lake.open(table.name), commit_id)
-        if version is None:
-            raise CommitError(f"table {table.name!r}: the commit returned but is not in the log; run the command again")
-    _fsync_log(lake, table, version)
-    return version
+    _refuse_known(table, files, lake.files(table.name, delta.version(), replace), lake.path(table.name))
+    app_ids = [f"{table.name}:{column}={value}" for column, values in replace.items() for value in values]
+    return _land(lake, table, delta, files, replace, app_ids, metadata)
 
 
 def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, app_id: str) -> bool:
     """Append a few rows to an unpartitioned table of records, once per `app_id`.
 
-    Returns False, and writes nothing, when that `app_id` has been committed before.
+    Returns False, and appends nothing, when that `app_id` has been committed before.
     """
     create(lake, table)
     delta = lake.open(table.name)
@@ -112,22 +113,62 @@ def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, 
         return False
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=table.schema)
     file = write_file(lake.path(table.name), table, {}, [data])
-    commit_id = uuid.uuid4().hex
     try:
-        _transact(delta, table, [file], None, {app_id: 1}, {COMMIT_ID: commit_id})
-    except Exception as error:
-        fresh = lake.open(table.name)
-        if _find(fresh, commit_id) is None:
-            if fresh.transaction_version(app_id) is not None:
-                return False
-            raise _explain(lake, table, {app_id: 1}, error) from error
-    version = _find(lake.open(table.name), commit_id)
-    if version is not None:
-        _fsync_log(lake, table, version)
+        _land(lake, table, delta, [file], None, [app_id], {})
+    except CommitConflict:
+        if lake.open(table.name).transaction_version(app_id) is None:
+            raise
+        return False
     return True
 
 
+def _land(
+    lake: Lake,
+    table: Table,
+    delta: DeltaTable,
+    files: Sequence[DataFile],
+    replace: Mapping[str, Sequence[str]] | None,
+    app_ids: Sequence[str],
+    metadata: Mapping[str, Any],
+) -> int:
+    """Make the commit that follows `delta` durable; returns its version.
+
+    deltalake fails a commit when a concurrent one removed any file, of whatever partition. As long as
+    nobody else used our application ids, the same commit is tried again on the newer table.
+    """
+    commit_id = uuid.uuid4().hex
+    base = delta.version()
+    before = {a: delta.transaction_version(a) or 0 for a in app_ids}
+    carried = {**metadata, COMMIT_ID: commit_id}
+    for _ in range(_ATTEMPTS):
+        failure: Exception | None = None
+        try:
+            _transact(lake, delta, table, files, replace, {a: n + 1 for a, n in before.items()}, carried)
+        except Exception as error:
+            failure = error
+        # An error does not mean "not committed": the answer may have been lost. The log knows.
+        delta = lake.open(table.name)
+        version = _find(lake, table, commit_id, base)
+        if version is not None:
+            _fsync_log(lake, table, base, version)
+            return version
+        if failure is None:
+            raise CommitError(f"table {table.name!r}: the commit returned but is not in the log; run the command again")
+        if taken := [a for a, number in before.items() if (delta.transaction_version(a) or 0) != number]:
+            raise CommitConflict(
+                f"table {table.name!r}: another writer committed {', '.join(taken)} first; run the command again"
+            ) from failure
+        if not isinstance(failure, CommitFailedError):
+            raise CommitError(
+                f"table {table.name!r}: the commit failed ({brief(failure)}); nothing was published, run again"
+            ) from failure
+    raise CommitConflict(
+        f"table {table.name!r}: other writers came first {_ATTEMPTS} times; run the command again"
+    ) from failure
+
+
 def _transact(
+    lake: Lake,
     delta: DeltaTable,
     table: Table,
     files: Sequence[DataFile],
@@ -135,24 +176,17 @@ def _transact(
     transactions: Mapping[str, int],
     metadata: Mapping[str, Any],
 ) -> None:
+    root = Path(lake.path(table.name))
     actions: list[AddAction | RemoveAction] = [
-        AddAction(
-            f.path,
-            f.size,
-            dict(f.partition),
-            int(os.path.getmtime(Path(delta.table_uri.removeprefix("file://")) / f.path) * 1000),
-            True,
-            f.stats,
-        )
+        AddAction(f.path, f.size, dict(f.partition), (root / f.path).stat().st_mtime_ns // 1_000_000, True, f.stats)
         for f in files
     ]
-    filters = None if replace is None else [(c, "in", list(v)) for c, v in replace.items()]
     delta.create_write_transaction(
         actions,
         mode="append" if replace is None else "overwrite",
         schema=Schema.from_arrow(table.schema),
         partition_by=list(table.partition_by),
-        partition_filters=filters or None,
+        partition_filters=None if replace is None else [(c, "in", list(v)) for c, v in replace.items()],
         commit_properties=CommitProperties(
             custom_metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
             app_transactions=[Transaction(app_id, number) for app_id, number in transactions.items()],
@@ -160,17 +194,44 @@ def _transact(
     )
 
 
+def _check_replace(table: Table, replace: Mapping[str, Sequence[str]]) -> None:
+    """It names partitions: deltalake takes an empty filter for the whole table.
+
+    The first partition column is always among them, so that writers whose partitions overlap share an
+    application transaction.
+    """
+    first = table.partition_by[:1]
+    if not set(first) <= set(replace) <= set(table.partition_by) or not replace:
+        raise CommitError(
+            f"table {table.name!r} is partitioned by {table.partition_by}: replace names {list(replace)}, not {first}"
+        )
+    for column, values in replace.items():
+        if isinstance(values, str) or not values or not all(map(_plain, values)):
+            raise CommitError(f"table {table.name!r}: replace {column}={values!r} is not a list of plain values")
+
+
+def _directory(table: Table, partition: Mapping[str, str]) -> str:
+    """The folder of a partition; only values that need no escaping, whoever reads the path."""
+    if set(partition) != set(table.partition_by):
+        raise CommitError(f"table {table.name!r}: partition {dict(partition)} does not name {table.partition_by}")
+    for column, value in partition.items():
+        if not _plain(value):
+            raise CommitError(
+                f"table {table.name!r}: partition {column}={value!r} cannot be a folder's name; "
+                "use letters, digits, '-', '_' and '.', a letter or digit first"
+            )
+    return "/".join(f"{c}={partition[c]}" for c in table.partition_by)
+
+
 def _verify(lake: Lake, table: Table, file: DataFile, replace: Mapping[str, Sequence[str]]) -> None:
-    """The file exists inside the table, has the reported size, rows and schema, and the right partition."""
+    """The file lies in its partition's folder, inside `replace`, and has the reported size, rows and schema."""
 
     def refuse(why: str) -> CommitError:
         return CommitError(f"table {table.name!r}, file {file.path!r}: {why}; nothing was committed")
 
-    parts = PurePosixPath(file.path).parts
-    if PurePosixPath(file.path).is_absolute() or ".." in parts or any(p.startswith(("_", ".")) for p in parts):
-        raise refuse("data files lie inside the table and no name starts with '_' or '.'")
-    if set(file.partition) != set(table.partition_by):
-        raise refuse(f"its partition {dict(file.partition)} does not name {table.partition_by}")
+    folder, _, name = file.path.rpartition("/")
+    if folder != _directory(table, file.partition) or not _plain(name):
+        raise refuse(f"it does not lie in its partition's folder {_directory(table, file.partition)!r} by a plain name")
     for column, values in replace.items():
         if file.partition[column] not in values:
             raise refuse(f"its partition {column}={file.partition[column]} is outside the replaced {list(values)}")
@@ -181,30 +242,58 @@ def _verify(lake: Lake, table: Table, file: DataFile, replace: Mapping[str, Sequ
         raise refuse(f"it has {path.stat().st_size} bytes, its task reported {file.size}")
     try:
         footer = pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise refuse(f"it is not a complete Parquet file ({error})") from None
-    if footer.num_rows != file.rows:
-        raise refuse(f"its footer counts {footer.num_rows} rows, its task reported {file.rows}")
-    if not same_schema(footer.schema.to_arrow_schema(), table.file_schema):
-        raise refuse(f"its columns are {footer.schema.to_arrow_schema().names}, not those declared")
+        schema = footer.schema.to_arrow_schema()
+    except (pa.ArrowException, OSError) as error:
+        raise refuse(f"it is not a complete Parquet file ({brief(error)})") from None
+    if footer.num_rows != file.rows or _counted(file.stats) != file.rows:
+        raise refuse(f"its footer counts {footer.num_rows} rows, its task reported {file.rows}, {file.stats}")
+    if not same_schema(schema, table.file_schema):
+        raise refuse(f"its columns are ({_types(schema)}), declared are ({_types(table.file_schema)})")
+    if loose := [f.name for f in schema if f.nullable and not table.file_schema.field(f.name).nullable]:
+        raise refuse(f"its columns {', '.join(loose)} may hold nulls, which the table does not allow")
 
 
-def _find(delta: DeltaTable, commit_id: str) -> int | None:
-    """The version that carries `commit_id`: ours is among the last few unless a crowd committed since."""
-    for limit in (20, None):
-        for entry in delta.history(limit):
-            if entry.get(COMMIT_ID) == commit_id:
-                return int(entry["version"])
+def _refuse_known(table: Table, files: Sequence[DataFile], committed: Sequence[str], root: str) -> None:
+    """A path that the same commit adds and removes, or adds twice, means different things to different readers."""
+    seen = set(committed)
+    for file in files:
+        if f"{root}/{file.path}" in seen:
+            raise CommitError(f"table {table.name!r}, file {file.path!r}: it is committed already; write a new file")
+        seen.add(f"{root}/{file.path}")
+
+
+def _types(schema: pa.Schema) -> str:
+    return ", ".join(f"{f.name} {f.type}" for f in schema)
+
+
+def _counted(stats: str) -> Any:
+    """The number of rows that readers will take from the log without opening the file."""
+    try:
+        return json.loads(stats)["numRecords"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, str) and _PLAIN.fullmatch(value) is not None
+
+
+def _find(lake: Lake, table: Table, commit_id: str, base: int) -> int | None:
+    """The version after `base` that carries `commit_id`.
+
+    From the log itself: `DeltaTable.history` counts down from its handle's version, but lists newer commits
+    too, so beside other writers it reports wrong numbers.
+    """
+    version = base + 1
+    while (entry := _log(lake, table) / f"{version:020d}.json").exists():
+        if f'"{commit_id}"' in entry.read_text(encoding="utf-8"):
+            return version
+        version += 1
     return None
 
 
-def _explain(lake: Lake, table: Table, transactions: Mapping[str, int], error: Exception) -> CommitError:
-    fresh = lake.open(table.name)
-    taken = [a for a, number in transactions.items() if (fresh.transaction_version(a) or 0) >= number]
-    if taken or "oncurrent" in str(error):
-        what = ", ".join(taken) or table.name
-        return CommitConflict(f"table {table.name!r}: another writer committed {what} first; run the command again")
-    return CommitError(f"table {table.name!r}: the commit failed ({error}); nothing was published, run again")
+def _log(lake: Lake, table: Table) -> Path:
+    return Path(lake.path(table.name)) / "_delta_log"
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -215,9 +304,14 @@ def _fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _fsync_log(lake: Lake, table: Table, version: int) -> None:
-    """Local commits are not fsynced by deltalake: a power cut could lose an acknowledged one."""
-    log = Path(lake.path(table.name)) / "_delta_log"
-    with open(log / f"{version:020d}.json", "rb") as entry:
-        os.fsync(entry.fileno())
-    _fsync_folder(log)
+def _fsync_log(lake: Lake, table: Table, base: int, version: int) -> None:
+    """Local commits are not fsynced by deltalake: a power cut could lose an acknowledged one.
+
+    From `base` on, because the writer of an entry that ours follows may have died before its own fsync.
+    """
+    log = _log(lake, table)
+    for number in range(base, version + 1):
+        with open(log / f"{number:020d}.json", "rb") as entry:
+            os.fsync(entry.fileno())
+    for folder in (log, log.parent, lake.root):
+        _fsync_folder(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,9 +19,9 @@ from infra.errors import ConfigError
 
 
 class Settings(BaseModel):
-    """Base of every configuration model: immutable, and an unknown key is an error."""
+    """Base of every configuration model: immutable; an unknown key, NaN or infinity is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 S = TypeVar("S", bound=Settings)
@@ -40,14 +41,14 @@ def load(path: str | Path, model: type[S], overrides: Iterable[str] = ()) -> S:
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The YAML mapping in `path`; ConfigError names the file (and line) when it is not one."""
     try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        data = _yaml(Path(path).read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-30
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a mapping of settings at the top, found {type(data).__name__}")
@@ -80,33 +81,52 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     {'training': {'epochs': 5}, 'baselines': [{'model': 'popularity'}]}
     """
     key, equals, text = override.partition("=")
-    if not equals or not key:
+    *parents, last = key.split(".")
+    if not equals or not all((*parents, last)):
         raise ConfigError(f"--set {override!r}: expected a.b=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _yaml(text, "--set")
+    except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
-    *parents, last = key.split(".")
     node: Any = data
     for part in parents:
-        if isinstance(node, list):
-            node = node[_index(node, part, override)]
-            continue
-        if node.get(part) is None:
-            node[part] = {}
-        node = node[part]
-        if not isinstance(node, dict | list):
+        place = _place(node, part, override)
+        child = node[place] if isinstance(node, list) else node.get(place)
+        if child is not None and not isinstance(child, dict | list):
             raise ConfigError(f"--set {override!r}: {part!r} holds a single value, not settings")
-    if isinstance(node, list):
-        node[_index(node, last, override)] = value
-    else:
-        node[last] = value
+        node[place] = {} if child is None else copy(child)  # a copy: a YAML alias stands in several places
+        node = node[place]
+    node[_place(node, last, override)] = value
 
 
-def _index(node: list[Any], part: str, override: str) -> int:
-    if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"--set {override!r}: {part!r} must be a position from 0 to {len(node) - 1}")
+def _place(node: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+    if isinstance(node, dict):
+        return part
+    if not part.isdecimal() or int(part) >= len(node):
+        raise ConfigError(f"--set {override!r}: {part!r} is no position in a list of {len(node)}, counted from 0")
     return int(part)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which a key given twice is an error: plain YAML silently keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key in (k for k, _ in node.value if isinstance(k, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return node
+
+
+def _yaml(text: str, name: str) -> Any:
+    loader = _Loader(text)
+    loader.name = name  # what its messages call the text
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def canonical_json(value: Any) -> str:

@@ -4,6 +4,8 @@ The command line turns `exit_code` into its own: 1 internal failure, 2 wrong use
 configuration, 3 data refused, 4 gate held.
 """
 
+# ruff: noqa: N818 - refused data, a held gate and a conflict are outcomes with names of their own
+
 from __future__ import annotations
 
 

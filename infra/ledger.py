@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import subprocess
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -61,12 +62,16 @@ class Ledger:
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
+        self._read: tuple[int, list[Published]] = (-1, [])
 
     def rows(self) -> list[Published]:
         """Everything published, oldest first."""
         version = self.lake.version(RUNS.name)
-        if version is None:
-            return []
+        if version is not None and version != self._read[0]:  # every row is a file, and a run asks often
+            self._read = (version, self._rows(version))
+        return list(self._read[1])
+
+    def _rows(self, version: int) -> list[Published]:
         rows = self.lake.read(RUNS.name, version).to_pylist()
         for row in rows:
             for column in ("inputs", "outputs", "report"):
@@ -89,7 +94,10 @@ class Ledger:
         seconds: float,
         run_id: str,
     ) -> Published:
-        """Append the row that makes `outputs` published; a second one with the same key is not written."""
+        """Append the row that makes `outputs` published, and return what is published under its key.
+
+        A second row with the same key is not written: whoever comes second gets the first one's outputs.
+        """
         row = Published(
             key=key_of(unit, date, inputs, config),
             unit=unit,
@@ -107,13 +115,21 @@ class Ledger:
             **row.__dict__,
             **{c: canonical_json(getattr(row, c)) for c in ("inputs", "outputs", "report")},
         }
-        append_rows(self.lake, RUNS, [record], app_id=f"runs:{row.key}")
-        return row
+        if append_rows(self.lake, RUNS, [record], app_id=f"runs:{row.key}"):
+            return row
+        first = self.find(row.key)
+        assert first is not None
+        return first
 
 
 @cache
 def code_version() -> str:
-    """The git revision of this checkout, else the installed version."""
-    here = Path(__file__).resolve().parent
-    answer = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    return answer.stdout.strip() if answer.returncode == 0 else importlib.metadata.version("logs2rec")
+    """The git revision of this checkout ("-dirty" with uncommitted changes), else the installed version."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / ".git").exists():  # else git would answer for whatever checkout an environment lies in
+        command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        with suppress(OSError):  # no git on this machine
+            answer = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+            if answer.returncode == 0:
+                return answer.stdout.strip()
+    return importlib.metadata.version("logs2rec")

@@ -75,7 +75,7 @@ def _models(ctx: Context, decisions: dict[str, Decision]) -> list[dict[str, Any]
             "candidate": role.candidate.label,
             "version": version,
             "mlflow_run_id": registered.report["run_id"],
-            "metrics": evaluated.report["metrics"],
+            "metrics": {run.label: evaluated.report["metrics"][run.label] for run in role.models},
         }
         if decision is not None:
             model |= {"verdict": decision.verdict.value, "reasons": list(decision.reasons)}

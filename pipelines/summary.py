@@ -26,7 +26,7 @@ _SHOWN = {
 
 def show(outcome: Outcome, truth: Mapping[str, Any] | None = None) -> None:
     """Print tables, metrics, versions, aliases and the report's path."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     if outcome.idle:
         console.print("Everything was already published: no work was done.")
     console.print(f"Run date {outcome.day}, run {outcome.run_id}")
@@ -39,7 +39,7 @@ def show(outcome: Outcome, truth: Mapping[str, Any] | None = None) -> None:
         for reason in model.get("reasons", []):
             console.print(f"  {model.get('verdict')}: {reason}", markup=False)
     if outcome.report:
-        console.print(f"Report: {outcome.report}", markup=False, soft_wrap=True)
+        console.print(f"Report: {outcome.report}", markup=False)
 
 
 def _tables(outcome: Outcome) -> Table:
@@ -63,9 +63,10 @@ def _rows(console: Console, outcome: Outcome, truth: Mapping[str, Any] | None) -
 
 
 def _metrics(model: Mapping[str, Any]) -> Table:
-    shown = [m for m in _SHOWN[model["role"]] if m in model["metrics"][model["candidate"]]]
-    table = Table("model", *shown, title=f"{model['name']} (test split)", title_justify="left")
-    for label, metrics in model["metrics"].items():
-        mark = " (candidate)" if label == model["candidate"] else ""
-        table.add_row(label + mark, *(f"{metrics[m]:.4f}" for m in shown))
+    labels = list(model["metrics"])
+    heads = [f"{m} (candidate)" if m == model["candidate"] else m for m in labels]
+    table = Table("metric", *heads, title=f"{model['name']} on the test split", title_justify="left")
+    for metric in _SHOWN[model["role"]]:
+        if metric in model["metrics"][model["candidate"]]:
+            table.add_row(metric, *(f"{model['metrics'][m][metric]:.4f}" for m in labels))
     return table

@@ -138,9 +138,7 @@ def latest_valid(paths: Iterable[Path]) -> tuple[Path, Checkpoint] | None:
 # Optimizer state, by the parameters' names.
 
 
-def optimizer_state(
-    optimizer: torch.optim.Optimizer, names: Sequence[str]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors as 'slot.parameter', hyperparameters) of an optimizer with one group over `names`."""
     (group,) = optimizer.param_groups
     tensors = {

@@ -91,9 +91,7 @@ class SequenceData:
     max_length: int | None = None
 
     @classmethod
-    def from_lake(
-        cls, lake: Lake, version: int, as_of: str, split: str, max_length: int | None = None
-    ) -> SequenceData:
+    def from_lake(cls, lake: Lake, version: int, as_of: str, split: str, max_length: int | None = None) -> SequenceData:
         """Read (as_of, split) of `sequences` at `version`; `max_length` caps what a batch shows of a row.
 
         Training chunks without a single target (fewer than two events, or nothing known to predict) are
@@ -232,9 +230,7 @@ def read_fields(lake: Lake, version: int, as_of: str) -> tuple[FieldSpec, ...]:
     rows = lake.read("fields", version, {"as_of": as_of}).sort_by("position").to_pylist()
     if not rows:
         raise TrainingError(f"table fields version {version} has no fields as of {as_of}: run the samples stage")
-    return tuple(
-        FieldSpec(r["name"], Kind(r["kind"]), r["size"], r["mean"], r["std"], r["missing_rate"]) for r in rows
-    )
+    return tuple(FieldSpec(r["name"], Kind(r["kind"]), r["size"], r["mean"], r["std"], r["missing_rate"]) for r in rows)
 
 
 def steps_per_epoch(rows: int, global_batch: int, world: int) -> int:

@@ -272,9 +272,7 @@ class Worker:
         self.model.load_state_dict(loaded.body.model)
         self._enter(next(s for s in self.stages if s.name == state.stage))
         assert self.optimizer is not None
-        checkpoint.restore_optimizer(
-            self.optimizer, self.names, loaded.body.optimizer, loaded.body.optimizer_scalars
-        )
+        checkpoint.restore_optimizer(self.optimizer, self.names, loaded.body.optimizer, loaded.body.optimizer_scalars)
         self.state = state
         self._advance(world=self.world)
         if self.rank == 0 and state.best_epoch:
@@ -315,9 +313,7 @@ def load_data(job: Job) -> tuple[Data, Data, tuple[FieldSpec, ...]]:
         train, valid = (RankingData.from_lake(lake, *versions, job.as_of, split) for split in ("train", "valid"))
         return train, valid, train.fields
     longest, version = getattr(job.model, "max_length", None), job.versions["sequences"]
-    chunks, targets = (
-        SequenceData.from_lake(lake, version, job.as_of, split, longest) for split in ("train", "valid")
-    )
+    chunks, targets = (SequenceData.from_lake(lake, version, job.as_of, split, longest) for split in ("train", "valid"))
     for data in (chunks, targets):
         if (largest := int(data.items.values.max(initial=0))) >= (job.catalogue or 0):
             raise TrainingError(
@@ -388,9 +384,7 @@ def validate(
     return name, value
 
 
-def _ndcg(
-    model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, generator: torch.Generator
-) -> Tensor:
+def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
     assert data.target_N is not None
     assert data.known_N is not None
     device = batch.items_BL.device

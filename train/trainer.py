@@ -100,14 +100,15 @@ def _run_workers(job: Job, use_gpu: bool) -> None:
     )
     from ray.train.v2.api.exceptions import TrainingFailedError
 
+    from train.rendezvous import FileRendezvous
+
     settings, run = job.training, Path(job.run)
     resources = {"CPU": settings.threads, **({"GPU": 1} if use_gpu else {})}
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.to_config(),
-        scaling_config=ScalingConfig(
-            num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources
-        ),
+        torch_config=FileRendezvous(folder=str(run / "rendezvous")),
+        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources),
         run_config=RunConfig(  # type: ignore[arg-type]  # the public alias is annotated with Ray's v1 class
             name=run.name,
             storage_path=str(run.parent),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from evaluate.publish.registry import quiet
 from infra.tables import FIRST_INDEX, Kind
 from train.artifact import ITEM_FIELD, Loaded, load
 
@@ -29,23 +30,23 @@ class Package:
 
 
 def package(artifact: Path) -> Package:
-    """The package of a retrieval or ranking artifact, by its kind."""
+    """The package of a retrieval or ranking artifact, by its kind; ArtifactError when it cannot be served."""
+    quiet()
     loaded = load(artifact)
     context = SimpleNamespace(artifacts={"model": str(artifact)})
     if loaded.kind == "sequence":
-        from evaluate.publish import retrieval_pyfunc as code
+        from evaluate.publish import retrieval_pyfunc
 
-        model: Any = code.RetrievalModel()
-        signature, example = code.signature(), _histories(loaded)
+        model: Any = retrieval_pyfunc.RetrievalModel()
+        code, signature, example = "retrieval_pyfunc.py", retrieval_pyfunc.signature(), _histories(loaded)
     else:
         from evaluate.publish import ranking_pyfunc
 
         model = ranking_pyfunc.RankingPyfunc()
-        signature, example = ranking_pyfunc.signature(loaded.fields), _impressions(loaded)
+        code, signature, example = "ranking_pyfunc.py", ranking_pyfunc.signature(loaded.fields), _impressions(loaded)
     model.load_context(context)
     answer = model.predict(context, example, None)
-    name = "retrieval_pyfunc.py" if loaded.kind == "sequence" else "ranking_pyfunc.py"
-    return Package(_HERE / name, signature, example, answer.to_dict(orient="split"))
+    return Package(_HERE / code, signature, example, answer.to_dict(orient="split"))
 
 
 def same_answer(left: dict[str, Any], right: dict[str, Any]) -> bool:
@@ -62,8 +63,7 @@ def _close(left: Any, right: Any) -> bool:
 
 
 def _keys(loaded: Loaded, field: str) -> list[str]:
-    assert loaded.vocabulary is not None
-    rows = loaded.vocabulary.to_pylist()
+    rows = loaded.vocabulary.to_pylist() if loaded.vocabulary is not None else []
     return [r["key"] for r in rows if r["field"] == field and r["index"] >= FIRST_INDEX]
 
 
@@ -80,7 +80,9 @@ def _impressions(loaded: Loaded) -> pd.DataFrame:
         if field.kind is Kind.NUMERIC:
             columns[field.name] = [field.mean, field.mean + field.std, None]
             continue
-        keys = _keys(loaded, ITEM_FIELD if field.name == "item" else field.name)
-        known, unknown = (keys[0] if keys else None), "never seen before"
-        columns[field.name] = [[known], [unknown], None] if field.kind is Kind.MULTI else [known, unknown, None]
+        known, unknown = _keys(loaded, ITEM_FIELD if field.name == "item" else field.name)[:1], ["never seen before"]
+        if field.kind is Kind.MULTI:
+            columns[field.name] = [known, unknown, None]
+        else:
+            columns[field.name] = [known[0] if known else None, unknown[0], None]
     return pd.DataFrame(columns)

@@ -1,26 +1,31 @@
 """The registered ranking model: raw feature rows in, probabilities out.
 
 Nulls, absent columns, NaN and values outside the vocabulary are what real traffic brings; none of them
-is an error. MLflow runs this file when it loads the model.
+is an error. MLflow runs this file when it loads the model, and holds requests against the signature
+first: it refuses whole columns of the wrong type, integers where doubles belong among them.
+
+Shapes: B rows, F categorical fields, G numeric fields, N all fields.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import numpy as np
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 from mlflow.types.schema import Array
+from numpy.typing import NDArray
 
 import train
-from infra.tables import UNKNOWN, Kind
+from evaluate.publish.cells import left_padded, read
+from infra.errors import ArtifactError
+from infra.tables import PADDING, UNKNOWN, Kind
 from train.artifact import ITEM_FIELD
 from train.protocol import FieldSpec, RankingBatch
 
@@ -41,10 +46,11 @@ class RankingPyfunc(PythonModel):
     """Probability of a positive label for each row of raw features."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the verified artifact."""
-        loaded = train.load(Path(context.artifacts["model"]))
+        """Open the verified artifact; ArtifactError when it has no vocabulary."""
+        path = Path(context.artifacts["model"])
+        loaded = train.load(path)
         if loaded.vocabulary is None:
-            raise mlflow.MlflowException("the artifact carries no vocabulary")
+            raise ArtifactError(f"{path}: has no vocabulary to look values up in; train it again with one")
         self.model: Any = loaded.model
         self.fields = loaded.fields
         self.index: dict[str, dict[str, int]] = {}
@@ -54,50 +60,46 @@ class RankingPyfunc(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One probability per row."""
-        raw = {f.name: _column(model_input, f.name) for f in self.fields}
-        missing_BN = torch.tensor([[_absent(v, f.kind) for v in raw[f.name]] for f in self.fields]).T.contiguous()
-        categorical, numeric, multi = [], [], []
-        for spec in self.fields:
-            known, values = self.index.get(spec.name, {}), raw[spec.name]
-            if spec.kind is Kind.CATEGORICAL:
-                categorical.append([0 if _absent(v, spec.kind) else known.get(str(v), UNKNOWN) for v in values])
-            elif spec.kind is Kind.NUMERIC:
-                numeric.append([0.0 if _absent(v, spec.kind) else float(v) for v in values])
-            else:
-                multi.append([[] if _absent(v, spec.kind) else [known.get(str(x), UNKNOWN) for x in v] for v in values])
-        rows = len(model_input)
-        batch = RankingBatch(
-            categorical_BF=torch.tensor(categorical, dtype=torch.int64).reshape(len(categorical), rows).T.contiguous(),
-            numeric_BG=torch.tensor(numeric, dtype=torch.float32).reshape(len(numeric), rows).T.contiguous(),
-            multi=tuple(_padded(m) for m in multi),
-            missing_BN=missing_BN.reshape(rows, len(self.fields)),
-            label_B=torch.zeros(rows),
-        )
+        batch = self._batch(model_input)
         with torch.inference_mode():
-            probability = torch.sigmoid(self.model.logits(batch)).tolist()
-        return pd.DataFrame({"probability": probability})
+            probability_B = torch.sigmoid(self.model.logits(batch).double()).numpy()
+        return pd.DataFrame({"probability": probability_B}, index=model_input.index)
+
+    def _batch(self, rows: pd.DataFrame) -> RankingBatch:
+        count = len(rows)
+        missing_BN = np.ones((count, len(self.fields)), np.bool_)
+        categorical: list[NDArray[Any]] = []
+        numeric: list[NDArray[Any]] = []
+        multi: list[torch.Tensor] = []
+        for position, spec in enumerate(self.fields):
+            cells = list(rows[spec.name]) if spec.name in rows.columns else [None] * count
+            found = [read(cell, spec.kind) for cell in cells]
+            missing_BN[:, position] = [value is None for value in found]
+            known = self.index.get(spec.name, {})
+            if spec.kind is Kind.CATEGORICAL:
+                indices = [PADDING if value is None else known.get(value, UNKNOWN) for value in found]
+                categorical.append(np.array(indices, np.int64))
+            elif spec.kind is Kind.NUMERIC:
+                with np.errstate(over="ignore"):  # beyond float32 is infinite, hence missing, as in training
+                    value_B = np.array([np.nan if value is None else value for value in found]).astype(np.float32)
+                missing_BN[:, position] = ~np.isfinite(value_B)
+                numeric.append(np.where(np.isfinite(value_B), value_B, np.float32(0)))
+            else:
+                multi.append(left_padded([[known.get(v, UNKNOWN) for v in value or ()] for value in found]))
+        return RankingBatch(
+            categorical_BF=torch.from_numpy(
+                np.stack(categorical, 1) if categorical else np.zeros((count, 0), np.int64)
+            ),
+            numeric_BG=torch.from_numpy(np.stack(numeric, 1) if numeric else np.zeros((count, 0), np.float32)),
+            multi=tuple(multi),
+            missing_BN=torch.from_numpy(missing_BN),
+            label_B=torch.zeros(count),
+        )
 
 
-def _column(rows: pd.DataFrame, name: str) -> list[Any]:
-    return list(rows[name]) if name in rows.columns else [None] * len(rows)
-
-
-def _absent(value: Any, kind: Kind) -> bool:
-    if kind is Kind.MULTI:
-        return value is None or isinstance(value, float)
-    if value is None or value == "" or value is pd.NA:
-        return True
-    if kind is Kind.CATEGORICAL:
-        return isinstance(value, float) and math.isnan(value)
-    try:
-        return not math.isfinite(float(value))
-    except (TypeError, ValueError):
-        return True
-
-
-def _padded(rows: list[list[int]]) -> torch.Tensor:
-    width = max(1, *(len(r) for r in rows), 1)
-    return torch.tensor([r + [0] * (width - len(r)) for r in rows], dtype=torch.int64).reshape(len(rows), width)
+def _columns(columns: Sequence[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:
+    """(rows, columns), also when there are none."""
+    return np.stack(columns, 1).astype(dtype) if columns else np.zeros((rows, 0), dtype)
 
 
 set_model(RankingPyfunc())

@@ -7,12 +7,16 @@ code (`retrieval_pyfunc.py`, `ranking_pyfunc.py`), so nothing on the path is pic
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,24 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
 BUILD_TAG = "logs2rec.build"
+
+#: Whatever of these the user has set stays. MLflow reads the first one when it is imported.
+_ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output ends in our one line of JSON
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    # A server that refuses is given up after 3 s, one that never answers after 90 s; MLflow's own
+    # settings (7 retries of 120 s) come to 18 minutes.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+def quiet() -> None:
+    """No telemetry, nothing on standard output, short patience; call it before MLflow is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 class Registry:
@@ -51,9 +73,11 @@ class Registry:
         """Log a run with its model and register it as a version of `name`; returns (version, run id).
 
         A version that already carries `build` is returned as it is: a command that died after the
-        registration registers nothing twice.
+        registration registers nothing twice (one that died before it leaves a run without a version).
+        Metrics that are not finite are left out.
         """
         import mlflow
+        from mlflow.exceptions import MlflowException
 
         found = self.client.search_model_versions(f"name = '{name}' and tags.`{BUILD_TAG}` = '{build}'")
         if found:
@@ -61,7 +85,7 @@ class Registry:
         with mlflow.start_run(experiment_id=self.experiment_id, run_name=f"{name} {build}") as run:
             mlflow.set_tags({BUILD_TAG: build, **tags})
             mlflow.log_params({k: str(v)[:6000] for k, v in params.items()})
-            mlflow.log_metrics({k: v for k, v in metrics.items() if v == v})
+            mlflow.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)})
             for folder, file in files.items():
                 mlflow.log_artifact(str(file), folder)
             logged = mlflow.pyfunc.log_model(
@@ -69,23 +93,31 @@ class Registry:
                 python_model=str(code),
                 artifacts={"model": str(artifact)},
                 signature=signature,
-                pip_requirements=["logs2rec"],
+                input_example=example,
+                pip_requirements=[f"logs2rec=={installed_version('logs2rec')}"],
             )
-        if not any(m.name == name for m in self.client.search_registered_models(f"name = '{name}'")):
+        try:
             self.client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
         version = self.client.create_model_version(
             name, logged.model_uri, run.info.run_id, tags={BUILD_TAG: build, **tags}, model_id=logged.model_id
         )
         return str(version.version), run.info.run_id
 
     def alias(self, name: str, alias: str) -> str | None:
-        """The version that an alias points at, if there is one."""
+        """The version that an alias points at; None when there is no such alias or name, and only then."""
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.client.get_model_version_by_alias(name, alias).version)
-        except MlflowException:
+            aliases = self.client.get_registered_model(name).aliases
+        except MlflowException as error:
+            # Any other error is no answer: taken for "no champion" it would promote without comparison.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
             return None
+        return str(aliases[alias]) if alias in aliases else None
 
     def move_alias(self, name: str, alias: str, version: str) -> None:
         """Point the alias at a version."""
@@ -108,36 +140,45 @@ class Registry:
 
 @contextmanager
 def registry(settings: TrackingSettings, workspace: Path, default_experiment: str) -> Iterator[Registry]:
-    """Open the store; raises EnvironmentProblem when it cannot be reached."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    import logging
-
+    """Open the store. Raises EnvironmentProblem when it cannot be reached, now or later inside the block."""
+    quiet()
     import mlflow
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     uri = tracking_uri(settings, workspace)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(uri)
+    try:
+        yield _open(uri, settings, workspace, default_experiment)
+    except (MlflowException, SQLAlchemyError) as error:
+        raise _problem(uri, error) from error
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _open(uri: str, settings: TrackingSettings, workspace: Path, default_experiment: str) -> Registry:
+    """The client and its experiment, which is created on first use."""
+    import mlflow
+
     name = settings.experiment or default_experiment
     try:
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            # A local store keeps its files in the workspace; a server decides for itself.
-            location = (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
-            experiment_id = client.create_experiment(name, artifact_location=location)
-        else:
-            experiment_id = experiment.experiment_id
-    except (MlflowException, OSError) as error:
-        mlflow.set_tracking_uri(before)
-        raise EnvironmentProblem(f"tracking.uri {uri}: {' '.join(str(error).split())[:300]}") from error
-    try:
-        yield Registry(client, uri, experiment_id)
-    finally:
-        mlflow.set_tracking_uri(before)
+    except (OSError, ImportError) as error:  # a folder that cannot be written, a database driver that is not there
+        raise _problem(uri, error) from error
+    if experiment is not None:
+        return Registry(client, uri, str(experiment.experiment_id))
+    # A local store keeps its files in the workspace; a server decides for itself.
+    location = (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
+    return Registry(client, uri, str(client.create_experiment(name, artifact_location=location)))
+
+
+def _problem(uri: str, error: Exception) -> EnvironmentProblem:
+    text = f"tracking.uri {uri}: {' '.join(str(error).split())[:300]}"
+    return EnvironmentProblem(re.sub(r"//[^/@\s]*@", "//***@", text))  # no password in a log
 
 
 def tracking_uri(settings: TrackingSettings, workspace: Path) -> str:
@@ -150,22 +191,26 @@ import json, sys
 import mlflow, pandas as pd
 uri, model, example = json.loads(sys.stdin.read())
 mlflow.set_tracking_uri(uri)
-answer = mlflow.pyfunc.load_model(model).predict(pd.DataFrame(example["rows"], columns=example["columns"]))
-print("ANSWER" + answer.to_json(orient="split"))
+served = mlflow.pyfunc.load_model(model, suppress_warnings=True)
+answer = served.predict(pd.DataFrame(example["rows"], columns=example["columns"]))
+print("ANSWER" + answer.to_json(orient="split", double_precision=15))
 """
 
 
 def query_in_clean_process(uri: str, model: str, example: pd.DataFrame) -> dict[str, Any]:
     """Load `models:/...` in a fresh interpreter, elsewhere, and return its answer for `example`.
 
-    Raises ArtifactError with the process's last words when it cannot.
+    Raises ArtifactError with the process's last words when it cannot, or takes more than five minutes.
     """
+    quiet()
     rows = example.astype(object).where(example.notna(), None).values.tolist()
     request = json.dumps([uri, model, {"columns": list(example.columns), "rows": rows}])
+    command = [sys.executable, "-c", _QUERY]
     with tempfile.TemporaryDirectory() as elsewhere:
-        done = subprocess.run(
-            [sys.executable, "-c", _QUERY], input=request, capture_output=True, text=True, cwd=elsewhere, timeout=300
-        )
+        try:
+            done = subprocess.run(command, input=request, capture_output=True, text=True, cwd=elsewhere, timeout=300)
+        except subprocess.TimeoutExpired:
+            raise ArtifactError(f"{model}: does not answer in a clean process within 300 s") from None
     answer = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     if done.returncode or not answer:
         raise ArtifactError(f"{model}: does not answer in a clean process: {done.stderr.strip()[-500:]}")

@@ -2,6 +2,8 @@
 
 MLflow runs this file when it loads the model ("models from code"); the tensors come from the artifact
 through `train.load`, which verifies every hash.
+
+Shapes: B requests, H longest history, L what the model sees of it, R vectors per user, D width, K answers.
 """
 
 from __future__ import annotations
@@ -9,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas as pd
 import torch
 from mlflow.models import ModelSignature, set_model
@@ -18,16 +19,18 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
 import train
-from infra.tables import FIRST_INDEX, UNKNOWN
+from evaluate.publish.cells import left_padded, read
+from infra.errors import ArtifactError, UsageError
+from infra.tables import FIRST_INDEX, UNKNOWN, Kind
 from train.artifact import ITEM_FIELD
 from train.protocol import SequenceBatch
 from train.ranking import top_k
 
 
 def signature() -> ModelSignature:
-    """history: list of item ids, oldest first. Answer: items and scores, best first."""
+    """history: list of item ids, oldest first, or null for none. Answer: items and scores, best first."""
     return ModelSignature(
-        inputs=Schema([ColSpec(Array(DataType.string), "history")]),
+        inputs=Schema([ColSpec(Array(DataType.string), "history", required=False)]),
         outputs=Schema([ColSpec(Array(DataType.string), "items"), ColSpec(Array(DataType.double), "scores")]),
         params=ParamSchema([ParamSpec("k", DataType.integer, 10), ParamSpec("keep_history", DataType.boolean, False)]),
     )
@@ -37,42 +40,50 @@ class RetrievalModel(PythonModel):
     """Top-K items by inner product; items of the history are left out unless `keep_history`."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the verified artifact."""
-        loaded = train.load(Path(context.artifacts["model"]))
-        if loaded.vocabulary is None:
-            raise mlflow.MlflowException("the artifact carries no vocabulary")
-        items = [r for r in loaded.vocabulary.to_pylist() if r["field"] == ITEM_FIELD]
+        """Open the verified artifact; ArtifactError when its vocabulary does not name the model's items."""
+        path = Path(context.artifacts["model"])
+        loaded = train.load(path)
+        rows = loaded.vocabulary.to_pylist() if loaded.vocabulary is not None else []
+        self.keys = {r["index"]: r["key"] for r in rows if r["field"] == ITEM_FIELD}
+        if loaded.catalogue is None or set(self.keys) != set(range(FIRST_INDEX, loaded.catalogue)):
+            raise ArtifactError(f"{path}: its vocabulary has {len(self.keys)} items, its table {loaded.catalogue} rows")
+        self.index = {key: index for index, key in self.keys.items()}
         self.model: Any = loaded.model
         self.length = getattr(loaded.config, "max_length", None)
-        self.index = {r["key"]: r["index"] for r in items}
-        self.keys = {r["index"]: r["key"] for r in items}
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One answer per row; an unknown item counts as unknown, an empty history gets an answer too."""
+        """One answer per row, shorter than `k` when fewer items are left.
+
+        An item that is not in the vocabulary counts as unknown; an empty history gets an answer too. Noise
+        comes from seed 0 and is drawn for all rows of a call at once, so the same call gets the same
+        answer, but with a diffusion model a row's answer depends on its place in the call. Raises
+        UsageError without the column `history` or with k < 1.
+        """
         params = params or {}
         k, keep = int(params.get("k", 10)), bool(params.get("keep_history", False))
-        histories = [
-            [self.index.get(str(i), UNKNOWN) for i in (row if row is not None else [])]
-            for row in model_input["history"]
-        ]
-        seen_BH = _left_padded(histories)
+        if "history" not in model_input.columns:
+            raise UsageError(f"history: no such column; the request has {', '.join(map(str, model_input.columns))}")
+        if k < 1:
+            raise UsageError(f"k: asked for the top {k}; ask for at least 1")
+        if model_input.empty:
+            return pd.DataFrame({"items": [], "scores": []}, dtype=object)
+        histories = [read(cell, Kind.MULTI) or [] for cell in model_input["history"]]
+        seen_BH = left_padded([[self.index.get(item, UNKNOWN) for item in items] for items in histories])
         items_BL = seen_BH[:, -self.length :] if self.length else seen_BH
-        generator = torch.Generator().manual_seed(0)
+        batch = SequenceBatch(items_BL, items_BL.new_zeros(len(items_BL), 0))
         with torch.inference_mode():
-            u_BRD = self.model.user_vectors(
-                SequenceBatch(items_BL, items_BL.new_zeros(len(items_BL), 0)), None, generator
-            )
+            u_BRD = self.model.user_vectors(batch, None, torch.Generator().manual_seed(0))
+            k = min(k, max(1, len(self.keys)))
             items_BK, scores_BK = top_k(u_BRD, self.model.item_table(), k, None if keep else seen_BH)
         answers = [
-            ([self.keys[i] for i in items if i >= FIRST_INDEX], [s for i, s in zip(items, scores, strict=True) if i])
-            for items, scores in zip(items_BK.tolist(), scores_BK.tolist(), strict=True)
+            self._answer(items, scores) for items, scores in zip(items_BK.tolist(), scores_BK.tolist(), strict=True)
         ]
-        return pd.DataFrame(answers, columns=["items", "scores"])
+        return pd.DataFrame(answers, columns=["items", "scores"], index=model_input.index)
 
-
-def _left_padded(rows: list[list[int]]) -> torch.Tensor:
-    width = max(1, *(len(r) for r in rows), 1)
-    return torch.tensor([[0] * (width - len(r)) + r for r in rows], dtype=torch.int64).reshape(len(rows), width)
+    def _answer(self, items: list[int], scores: list[float]) -> tuple[list[str], list[float]]:
+        """Ids and scores without the places that no item is left for."""
+        found = [(self.keys[i], score) for i, score in zip(items, scores, strict=True) if i >= FIRST_INDEX]
+        return [key for key, _ in found], [score for _, score in found]
 
 
 set_model(RetrievalModel())

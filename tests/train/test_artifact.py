@@ -64,7 +64,11 @@ def test_a_sequence_model_comes_back(tmp_path):
 
 
 def test_a_ranking_model_comes_back(tmp_path):
-    fields = (FieldSpec("a", Kind.CATEGORICAL, 5), FieldSpec("b", Kind.NUMERIC, 0, 0.5, 2.0, 0.1), FieldSpec("c", Kind.MULTI, 4))
+    fields = (
+        FieldSpec("a", Kind.CATEGORICAL, 5),
+        FieldSpec("b", Kind.NUMERIC, 0, 0.5, 2.0, 0.1),
+        FieldSpec("c", Kind.MULTI, 4),
+    )
     config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(3,)), hidden=4)
     model = artifact.build(config, None, fields)
     artifact.save(tmp_path / "m", model, config, lineage={"samples": 1}, vocabulary_hash="", metrics={}, fields=fields)

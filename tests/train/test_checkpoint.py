@@ -53,14 +53,14 @@ def test_what_was_saved_comes_back(tmp_path):
 
 
 def test_the_manifest_is_the_last_file_and_waits_for_every_rank(tmp_path):
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def barrier() -> None:
-        raise Killed
+        raise KilledError
 
     body = Body(state(), {"w": torch.zeros(1)}, {}, {})
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         checkpoint.save(tmp_path / "c", 0, {}, body, barrier)
     with pytest.raises(ArtifactError, match=r"incomplete.*no MANIFEST\.json"):
         checkpoint.load(tmp_path / "c")

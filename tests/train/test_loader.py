@@ -21,9 +21,7 @@ TS = datetime(2024, 3, 1, tzinfo=UTC)
 
 def write_sequences(root: Path, train: list[list[int]], valid: list[tuple[list[int], int, bool]]) -> Lake:
     """A `sequences` table whose users are numbered in the order given."""
-    rows = [
-        {"as_of": AS_OF, "split": "train", "user": f"u{i:04d}", "items": items} for i, items in enumerate(train)
-    ]
+    rows = [{"as_of": AS_OF, "split": "train", "user": f"u{i:04d}", "items": items} for i, items in enumerate(train)]
     rows += [
         {
             "as_of": AS_OF, "split": "valid", "user": f"u{i:04d}", "items": items,
@@ -46,7 +44,10 @@ def write_samples(root: Path, rows: list[dict], sizes: tuple[int, int, int, int]
     table = samples(CONTRACT)
     write_deltalake(root / "samples", pa.Table.from_pylist(full, table.schema), partition_by=["as_of", "split"])
     specs = [
-        {"as_of": AS_OF, "position": i, "name": n, "kind": str(k), "size": size, "mean": 0.5, "std": 2.0, "missing_rate": 0.1}
+        {
+            "as_of": AS_OF, "position": i, "name": n, "kind": str(k), "size": size,
+            "mean": 0.5, "std": 2.0, "missing_rate": 0.1,
+        }
         for i, ((n, k), size) in enumerate(zip(CONTRACT, sizes, strict=True))
     ]  # fmt: skip
     shuffled = [specs[i] for i in (2, 0, 3, 1)]

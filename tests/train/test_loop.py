@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def job(root: Path, model=SASREC, run: str = "run", **settings) -> Job:
     )  # fmt: skip
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -45,7 +46,7 @@ def run(what: Job, kill_after: int | None = None) -> tuple[Worker, list[dict]]:
     def report(metrics, path):
         reports.append(metrics)
         if kill_after == len(reports):
-            raise Killed
+            raise KilledError
 
     worker = Worker(what, 0, 1, CPU)
     worker.run(report)
@@ -61,7 +62,7 @@ class TestResume:
     @pytest.mark.parametrize("killed_after", [1, 2, 3])
     def test_bit_for_bit(self, tmp_path, model, killed_after):
         straight, told = run(job(tmp_path, model, "a"))
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(job(tmp_path, model, "b"), kill_after=killed_after)
         resumed, rest = run(job(tmp_path, model, "b"))
         assert [m["epoch"] for m in rest] == list(range(killed_after + 1, 5))
@@ -74,7 +75,7 @@ class TestResume:
     def test_noise_and_dropout_are_part_of_it(self, tmp_path):
         """The comparison above can fail: without the saved generators the weights come out otherwise."""
         straight, _ = run(job(tmp_path, ADREC, "a"))
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(job(tmp_path, ADREC, "b"), kill_after=2)
         resumed = Worker(job(tmp_path, ADREC, "b"), 0, 1, CPU)
         resumed._set_rng = lambda states: None
@@ -83,7 +84,7 @@ class TestResume:
 
     def test_a_damaged_checkpoint_costs_one_epoch(self, tmp_path):
         straight, _ = run(job(tmp_path, run="a"))
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             run(job(tmp_path, run="b"), kill_after=3)
         newest, *_ = checkpoint.candidates(tmp_path / "b")
         (newest / "model.safetensors").write_bytes(b"")
@@ -178,8 +179,7 @@ class TestStages:
         worker.run(report)
         assert stages == ["first", "first", "second", "both"]
         moved = [
-            {name for name in after if not torch.equal(before[name], after[name])}
-            for before, after in zip(seen, seen[1:], strict=False)
+            {name for name in after if not torch.equal(before[name], after[name])} for before, after in pairwise(seen)
         ]
         both = {"table.weight", "bias.weight", "bias.bias"}
         assert moved == [{"table.weight"}, {"table.weight"}, {"bias.weight", "bias.bias"}, both]
@@ -208,7 +208,9 @@ class TestNonFinite:
         model = Tiny(lambda call, value: value + bad if call == 5 else value)
         with_model(monkeypatch, model)
         worker = Worker(job(tmp_path), 0, 1, CPU)
-        with pytest.raises(TrainingError, match=r"loss is .*stage 'main', epoch 2, step 2 of the epoch \(5 of the run\)"):
+        with pytest.raises(
+            TrainingError, match=r"loss is .*stage 'main', epoch 2, step 2 of the epoch \(5 of the run\)"
+        ):
             worker.run(lambda metrics, path: None)
         assert all(p.isfinite().all() for p in model.parameters())
         assert all(int(s["step"]) == 4 for s in worker.optimizer.state.values())

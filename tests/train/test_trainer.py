@@ -10,11 +10,12 @@ import torch
 
 import train
 from infra.cluster import RaySettings, cluster
-from infra.errors import TrainingError
+from infra.errors import EnvironmentProblem, TrainingError
 from tests.train.test_loader import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
 from train import checkpoint, loop, trainer
 from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.loop import Worker
 from train.settings import TrainingSettings
 from train.trainer import TrainRequest, fit
 
@@ -26,6 +27,7 @@ VOCABULARY = pa.table(
     }
 )
 SASREC = SASRecConfig(width=8, blocks=1, heads=1, max_length=4, dropout=0, embedding_dropout=0)
+CPU = torch.device("cpu")
 ADREC = ADRecConfig(width=8, blocks=1, heads=1, denoiser_blocks=1, steps=4, max_length=4)
 
 
@@ -69,13 +71,21 @@ def crash_once(config):
         ray.train.report = report
 
 
+def test_a_cluster_that_is_not_there():
+    dead = RaySettings(address="127.0.0.1:1")
+    with pytest.raises(EnvironmentProblem, match=r"no Ray cluster at 127\.0\.0\.1:1 .*ray\.address"), cluster(dead):
+        pytest.fail("connected to nothing")
+
+
 @pytest.mark.usefixtures("ray_cluster")
 class TestOnRay:
     def test_two_workers_train_what_one_trains(self, tmp_path, monkeypatch):
         progress: list[dict] = []
         alone: list[dict] = []
-        metrics = fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs", progress.append)
-        fit(request_for(tmp_path, name="one"), tmp_path / "m1", tmp_path / "runs", alone.append)
+        fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs", progress.append)
+        metrics = train.load(tmp_path / "m2").metrics
+        single = job_of(request_for(tmp_path), run=str(tmp_path / "runs" / "one"))
+        Worker(single, 0, 1, CPU).run(lambda report, path: alone.append(report))
         assert [m["loss"] for m in progress] == pytest.approx([m["loss"] for m in alone], rel=1e-6)
         one, two = (weights(tmp_path, name)["items.weight"] for name in ("one", "two"))
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
@@ -91,7 +101,7 @@ class TestOnRay:
         assert loaded.metrics == metrics
         _, valid, _ = loop.load_data(job_of(request_for(tmp_path)))
         settings = request_for(tmp_path).training
-        _, value = loop.validate(loaded.model, valid, settings, 0, 1, torch.device("cpu"))
+        _, value = loop.validate(loaded.model, valid, settings, 0, 1, CPU)
         assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)  # the best weights, not the last
 
         # A finished run needs no worker any more, and its artifact is the one that is there.
@@ -113,22 +123,13 @@ class TestOnRay:
 
     def test_a_workers_error_is_one_message(self, tmp_path):
         hopeless = request_for(tmp_path, name="hopeless", learning_rate=1e30, workers=2)
-        with pytest.raises(TrainingError, match=r"run hopeless: .* is (nan|inf) in stage 'main', epoch 1, step 2") as raised:
+        with pytest.raises(
+            TrainingError, match=r"run hopeless: .* is (nan|inf) in stage 'main', epoch 1, step 2"
+        ) as raised:
             fit(hopeless, tmp_path / "m", tmp_path / "runs")
         assert len(str(raised.value)) < 400
         assert raised.value.__cause__ is None
         assert not (tmp_path / "m").exists()
-
-    def test_a_ranking_model(self, tmp_path):
-        write_samples(tmp_path, rows_of(20) + [{**r, "split": "valid"} for r in rows_of(6)])
-        config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(4,)), hidden=4)
-        plain = request_for(tmp_path, config, "ranking", epochs=2)
-        versions = {"samples": 0, "fields": 0}
-        metrics = fit(TrainRequest(**{**vars(plain), "versions": versions}), tmp_path / "m", tmp_path / "runs")
-        loaded = train.load(tmp_path / "m")
-        assert [f.name for f in loaded.fields] == ["colour", "price", "tags", "shop"]
-        assert (loaded.kind, loaded.catalogue) == ("ranking", None)
-        assert 0 < metrics["valid_metric"] < 5
 
     @pytest.mark.parametrize(
         ("settings", "message"),
@@ -145,11 +146,20 @@ class TestOnRay:
             fit(request_for(tmp_path, **settings), tmp_path / "m", tmp_path / "runs")
         assert time.monotonic() - started < 2
 
+    def test_the_cluster_is_private_and_reused(self):
+        import ray
 
-def job_of(request: TrainRequest) -> loop.Job:
+        assert ray.util.get_node_ip_address() == "127.0.0.1"
+        node = ray.get_runtime_context().get_node_id()
+        with cluster(RaySettings(cpus=1)):
+            assert ray.get_runtime_context().get_node_id() == node
+        assert ray.is_initialized()
+
+
+def job_of(request: TrainRequest, run: str = "") -> loop.Job:
     return loop.Job(
         lake=str(request.lake), versions=request.versions, as_of=request.as_of, model=request.model,
-        training=request.training, catalogue=10, run="", config_hash="",
+        training=request.training, catalogue=10, run=run, config_hash="",
     )  # fmt: skip
 
 
@@ -165,6 +175,20 @@ class TestWithoutRay:
         assert metrics["valid_metric"] == pytest.approx(expected)
         assert (metrics["epochs"], metrics["examples"]) == (0, 9)
         assert not (tmp_path / "runs").exists()
+
+    def test_a_ranking_model(self, tmp_path, monkeypatch):
+        in_this_process = lambda job, use_gpu: Worker(job, 0, 1, CPU).run(lambda report, path: None)  # noqa: E731
+        monkeypatch.setattr(trainer, "_run_workers", in_this_process)
+        monkeypatch.setattr(trainer, "_require_resources", lambda settings: False)
+        write_samples(tmp_path, rows_of(20) + [{**r, "split": "valid"} for r in rows_of(6)])
+        config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(4,)), hidden=4)
+        plain = request_for(tmp_path, config, "ranking", epochs=2)
+        versions = {"samples": 0, "fields": 0}
+        metrics = fit(TrainRequest(**{**vars(plain), "versions": versions}), tmp_path / "m", tmp_path / "runs")
+        loaded = train.load(tmp_path / "m")
+        assert [f.name for f in loaded.fields] == ["colour", "price", "tags", "shop"]
+        assert (loaded.kind, loaded.catalogue) == ("ranking", None)
+        assert 0 < metrics["valid_metric"] < 5
 
     def test_no_connection(self, tmp_path, monkeypatch):
         import ray

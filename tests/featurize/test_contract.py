@@ -1,0 +1,106 @@
+"""featurize/contract.py: what a contract means, and that each impossible one names its field."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featurize.contract import Contract
+from infra.config import load, parse
+from infra.errors import ConfigError
+from infra.tables import Kind
+
+CONTRACTS = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "contracts"
+
+MINIMAL: dict[str, Any] = {
+    "name": "log",
+    "source": {"path": "log.csv", "format": "csv"},
+    "user": "u",
+    "item": "i",
+    "time": {"column": "t", "unit": "s"},
+}
+
+
+def contract(**settings: Any) -> Contract:
+    return parse({**MINIMAL, **settings}, Contract, "contract.yaml")
+
+
+def test_a_minimal_contract_is_one_undated_arrival_of_one_type() -> None:
+    minimal = contract()
+    assert not minimal.dated
+    assert minimal.type.constant == "event"
+    assert minimal.source.delimiter == ","
+    assert minimal.fields_from("log") == ()
+    assert (minimal.targets, minimal.context, minimal.label, minimal.event_id, minimal.key) == ((), (), None, None, ())
+
+
+def test_fields_by_source_keep_the_contract_s_order() -> None:
+    side = {"path": "users.csv", "format": "csv", "key": "id"}
+    fields = [
+        {"name": "z", "kind": "multi", "separator": "|"},
+        {"name": "age", "kind": "numeric", "source": "users", "column": "Age"},
+        {"name": "a", "kind": "categorical", "column": "A"},
+    ]
+    made = contract(source={"path": "logs/{date}/x.csv", "format": "csv"}, users=side, fields=fields)
+    assert made.dated
+    assert [(f.name, f.raw_column) for f in made.fields_from("log")] == [("z", "z"), ("a", "A")]
+    assert made.kinds_from("log") == [("z", Kind.MULTI), ("a", Kind.CATEGORICAL)]
+    assert made.kinds_from("users") == [("age", Kind.NUMERIC)]
+    assert made.kinds_from("items") == []
+
+
+@pytest.mark.parametrize("file", sorted(CONTRACTS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_the_contracts_of_our_recipes_are_valid(file: Path) -> None:
+    loaded = load(file, Contract)
+    assert loaded.fields
+    assert loaded.label is not None
+
+
+CATEGORICAL = {"name": "x", "kind": "categorical"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"time": {"column": "t"}}, "exactly one of unit and format"),
+        ({"time": {"column": "t", "unit": "s", "format": "%Y"}}, "exactly one of unit and format"),
+        ({"time": {"column": "t", "unit": "minutes"}}, "time.unit"),
+        ({"type": {}}, "exactly one of column and constant"),
+        ({"type": {"column": "a", "constant": "b"}}, "exactly one of column and constant"),
+        ({"type": {"constant": ""}}, "type.constant"),
+        ({"label": {"column": "r"}}, "exactly one of at_least and one_of"),
+        ({"label": {"column": "r", "at_least": 1, "one_of": ["a"]}}, "exactly one of at_least and one_of"),
+        ({"label": {"column": "r", "at_least": float("nan")}}, "label.at_least.*finite number"),
+        ({"label": {"column": "r", "one_of": []}}, "label.one_of"),
+        ({"fields": [CATEGORICAL, CATEGORICAL]}, "'x'.*given twice"),
+        ({"fields": [{**CATEGORICAL, "name": "item"}]}, "'item'.*rename"),
+        ({"fields": [{**CATEGORICAL, "name": "Bad Name"}]}, "fields.0.name"),
+        ({"fields": [{**CATEGORICAL, "kind": "text"}]}, "fields.0.kind"),
+        ({"fields": [{**CATEGORICAL, "separator": " "}]}, "separator: only a multi field"),
+        ({"fields": [{**CATEGORICAL, "name": f"f{i}"} for i in range(61)]}, "at most 60"),
+        ({"fields": [{**CATEGORICAL, "source": "items"}]}, "items: a field comes from there"),
+        ({"users": {"path": "{date}.csv", "format": "csv", "key": "u"}}, "side files carry no {date}"),
+        ({"event_id": "id", "key": ["a"]}, "key: event_id identifies"),
+        ({"context": ["view"]}, "context: without targets"),
+        ({"type": {"constant": "rating"}, "targets": ["click"]}, "targets: every event is of type 'rating'"),
+        ({"rules": {"max_bad_share": 1.5}}, "rules.max_bad_share"),
+        ({"rules": {"window_days": -1}}, "rules.window_days"),
+        ({"rules": {"min_time": "2024-01-01", "max_time": "2024-01-01"}}, "min_time must lie before max_time"),
+        ({"source": {"path": "a.csv", "format": "csv", "delimiter": "ab"}}, "source.delimiter"),
+        ({"source": {"path": "a.csv", "format": "csv", "delimiter": '"'}}, "delimiter: a quote"),
+        ({"source": {"path": "a.json", "format": "json", "columns": ["u"]}}, "columns: json files name their own"),
+        ({"source": {"path": "a.csv", "format": "csv", "columns": ["u", "u"]}}, "columns: a name is given twice"),
+        ({"source": {"path": "", "format": "csv"}}, "source.path"),
+        ({"source": {"path": "a.xml", "format": "xml"}}, "source.format"),
+        ({"surprise": 1}, "surprise: unknown setting"),
+    ],
+)
+def test_what_cannot_be_meant_names_its_field(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        contract(**settings)
+
+
+def test_sixty_fields_fit_the_mask() -> None:
+    assert len(contract(fields=[{**CATEGORICAL, "name": f"f{i}"} for i in range(60)]).fields) == 60
