@@ -77,21 +77,16 @@ def build(
     indexed = indexed.unionByName(spark.createDataFrame(kept))
     indexed = indexed.coalesce(1).sortWithinPartitions("arrival", "field", "index").persist()
     try:
-        versions = {
-            table.name: commit(
-                lake,
-                table,
-                delta.write(indexed.where(f"field {condition} '{ITEM}'"), lake, table),
-                replace={"arrival": replaced},
-                metadata=metadata,
-            )
+        files = {
+            table: delta.write(indexed.where(f"field {condition} '{ITEM}'"), lake, table)
             for table, condition in ((ITEMS, "="), (FIELD_VALUES, "<>"))
         }
     finally:
         indexed.unpersist()
-    vocabulary = read(lake, versions, as_of)
-    if not vocabulary[ITEM].num_rows:
+    if not files[ITEMS] and ITEM not in known["field"].to_pylist():
         raise DataRefused("items: no item reached vocabularies.min_item_count; lower it or check the log")
+    versions = {t.name: commit(lake, t, f, replace={"arrival": replaced}, metadata=metadata) for t, f in files.items()}
+    vocabulary = read(lake, versions, as_of)
     sizes = {field: FIRST_INDEX + keys.num_rows for field, keys in vocabulary.items()}
     return Vocabularies(versions, sizes, hash_of(vocabulary[ITEM]))
 

@@ -86,8 +86,8 @@ def commit(
     """Replace the partitions named by `replace` by `files`, in one commit; returns its version.
 
     `replace` maps a partition column to values, e.g. {"arrival": ["2026-01-03"]}, the table's first partition
-    column among them; every file must lie inside it. Each value has an application transaction of its own,
-    so that of two writers of the same partition, new or not, one fails; writers of other partitions are waited for.
+    column among them; every file must lie inside it. Each value of that column has an application transaction
+    of its own, so that of two writers of one value, new or not, one fails; writers of other values both land.
 
     Raises CommitError when a file is not what its report says (nothing is committed then), and
     CommitConflict when another writer came first.
@@ -98,7 +98,8 @@ def commit(
         _verify(lake, table, file, replace)
     delta = lake.open(table.name)
     _refuse_known(table, files, lake.files(table.name, delta.version(), replace), lake.path(table.name))
-    app_ids = [f"{table.name}:{column}={value}" for column, values in replace.items() for value in values]
+    first = table.partition_by[0]
+    app_ids = [f"{table.name}:{first}={value}" for value in replace[first]]
     return _land(lake, table, delta, files, replace, app_ids, metadata)
 
 

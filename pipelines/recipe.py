@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -52,17 +53,35 @@ class RankingModelRun(Settings):
         return self.name or self.config.model
 
 
+class RetrievalGate(GatePolicy):
+    """The gate of the retrieval champion."""
+
+    metric: str = "history_removed/ndcg_at_20"
+    """Candidate set and metric."""
+
+
+class RankingGate(GatePolicy):
+    """The gate of the ranking champion."""
+
+    metric: Literal["uauc"] = "uauc"
+    """Per-user AUC: the ranking figure that exists for every user."""
+
+
 class Retrieval(Settings):
     """The retrieval champion's candidate, what it is compared with, and what it must show."""
 
     candidate: SequenceModelRun
     baselines: tuple[SequenceModelRun, ...] = ()
     evaluation: RetrievalSettings = RetrievalSettings()
-    gate: GatePolicy = GatePolicy(metric="history_removed/ndcg_at_20")
+    gate: RetrievalGate = RetrievalGate()
 
     @model_validator(mode="after")
-    def _names(self) -> Retrieval:
+    def _consistent(self) -> Retrieval:
         _distinct(self.candidate, self.baselines, self.gate)
+        measured = [f"{m}_at_{k}" for m in ("hr", "ndcg") for k in self.evaluation.ks] + ["mrr"]
+        known = [f"{s}/{m}" for s in ("history_removed", "all_items") for m in measured]
+        if self.gate.metric not in known:
+            raise ValueError(f"gate.metric {self.gate.metric!r} is not measured; choose one of {', '.join(known)}")
         return self
 
 
@@ -72,7 +91,7 @@ class Ranking(Settings):
     candidate: RankingModelRun
     baselines: tuple[RankingModelRun, ...] = ()
     evaluation: ImpressionSettings = ImpressionSettings()
-    gate: GatePolicy = GatePolicy(metric="uauc")
+    gate: RankingGate = RankingGate()
 
     @model_validator(mode="after")
     def _names(self) -> Ranking:

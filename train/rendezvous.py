@@ -28,8 +28,8 @@ class FileRendezvous(TorchConfig):
         return _FileBackend
 
 
-class _FileBackend(_TorchBackend):  # type: ignore[misc]
-    def on_start(self, worker_group: Any, backend_config: FileRendezvous) -> None:
+class _FileBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Join the workers into one process group; every (re)start of the group has a file of its own."""
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         folder = Path(backend_config.folder)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def written(lake: Lake, day: str, *xs: int) -> DataFile:
     return write_file(lake.path("days"), DAYS, {"day": day}, [pa.table({"x": pa.array(xs, pa.int64())})])
 
 
-def put(lake: Lake, days: dict[str, Sequence[int]], **metadata: Any) -> int:
+def put(lake: Lake, days: Mapping[str, Sequence[int]], **metadata: Any) -> int:
     files = [written(lake, day, *xs) for day, xs in days.items() if xs]
     return commit(lake, DAYS, files, replace={"day": list(days)}, metadata=metadata)
 
@@ -175,6 +175,7 @@ class TestRefusals:
             (report(path="day=a/nowhere.parquet"), "it is not there"),
             (report(size=1), "bytes, its task reported 1"),
             (report(rows=4), "its footer counts 3 rows, its task reported 4"),
+            (report(rows=4, stats='{"numRecords": 4}'), "its footer counts 3 rows, its task reported 4"),
             (report(stats='{"numRecords": 4}'), "its footer counts 3 rows"),
             (report(stats="{}"), "its footer counts 3 rows"),
             (report(stats="no json"), "its footer counts 3 rows"),
@@ -243,6 +244,11 @@ class TestRefusals:
             commit(lake, DAYS, [], replace=replace, metadata={})
         assert words in str(caught.value)
         assert content(lake) == {"a": [9]}
+
+    def test_what_leaves_the_first_partition_column_out(self, lake: Lake) -> None:
+        with pytest.raises(CommitError, match=r"replace names \['split'\], not \('day',\)"):
+            commit(lake, SPLITS, [], replace={"split": ["test"]}, metadata={})
+        assert lake.version("splits") == 0
 
     @pytest.mark.parametrize("value", ["..", "a/b", "a b", "a%20b", "a=b", "_a", ".a", "", "ü", "a\n", "a:b", None, 1])
     def test_partition_values_that_would_need_escaping(self, lake: Lake, value: Any) -> None:
@@ -324,7 +330,7 @@ class TestSeveralWriters:
         day = next(iter(days))
         interleaved(monkeypatch, lambda: put(lake, {day: [2]}))
         with pytest.raises(CommitConflict, match=f"another writer committed days:day={day} first"):
-            put(lake, {**days, "c": [3]})
+            put(lake, {"c": [3], **days})
         assert content(lake) == {"a": [9], day: [2]}
 
     def test_writers_of_different_partitions_both_land(self, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -339,6 +345,14 @@ class TestSeveralWriters:
         interleaved(monkeypatch, lambda: commit(lake, SPLITS, [], replace=replace, metadata={}))
         with pytest.raises(CommitConflict, match="splits:day=a"):
             commit(lake, SPLITS, [], replace={**replace, "split": ["test"]}, metadata={})
+
+    def test_the_same_split_of_different_days_is_no_conflict(self, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+        def test_split(day: str) -> int:
+            return commit(lake, SPLITS, [], replace={"day": [day], "split": ["test"]}, metadata={})
+
+        create(lake, SPLITS)
+        interleaved(monkeypatch, lambda: test_split("a"))
+        assert test_split("b") == 2
 
     def test_it_gives_up_when_others_always_come_first(self, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
         def always(*_: Any) -> None:
@@ -451,8 +465,8 @@ class TestAppendRows:
         assert [r["k"] for r in lake.read("notes", 1).to_pylist()] == ["other"]
 
     def test_threads(self, lake: Lake) -> None:
-        same = [lambda i=i: append_rows(lake, NOTES, [{"k": "s", "v": i}], app_id="same") for i in range(4)]  # type: ignore[misc]
-        own = [lambda i=i: append_rows(lake, NOTES, [{"k": "o", "v": i}], app_id=f"own{i}") for i in range(4)]  # type: ignore[misc]
+        same = [lambda i=i: append_rows(lake, NOTES, [{"k": "s", "v": i}], app_id="same") for i in range(4)]
+        own = [lambda i=i: append_rows(lake, NOTES, [{"k": "o", "v": i}], app_id=f"own{i}") for i in range(4)]
         results = together([*same, *own])
         assert results[4:] == [True] * 4
         assert sorted(results[:4]) == [False, False, False, True]

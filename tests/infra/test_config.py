@@ -47,7 +47,7 @@ def test_a_file_with_overrides_becomes_the_model(tmp_path: Path) -> None:
 
 def test_models_are_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        Recipe(name="a").name = "b"
+        Recipe(name="a").name = "b"  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(

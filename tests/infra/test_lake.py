@@ -152,7 +152,7 @@ class TestRefusals:
     def test_features_that_are_not_honoured(self, tmp_path: Path, configuration: dict[str, str], words: str) -> None:
         lake = Lake(tmp_path)
         by = list(SEQ.partition_by)
-        DeltaTable.create(lake.path("seq"), schema=SEQ.schema, partition_by=by, configuration=configuration)  # type: ignore[arg-type]
+        DeltaTable.create(lake.path("seq"), schema=SEQ.schema, partition_by=by, configuration=configuration)
         with pytest.raises(DataRefused, match=f"'seq' uses {words}"):
             lake.open("seq")
         with pytest.raises(DataRefused, match=words):

@@ -108,8 +108,8 @@ def test_a_commit_of_a_table_publishes_nothing(ledger: Ledger) -> None:
 def test_a_second_engine_reads_it(ledger: Ledger) -> None:
     publish(ledger)
     files = ledger.lake.files(RUNS.name, ledger.lake.version(RUNS.name) or 0)
-    query = "select unit, outputs->>'events', json_valid(inputs), json_valid(report) from r"
-    assert duckdb.read_parquet(files).query("r", query).fetchall() == [("events", "4", True, True)]
+    columns = "unit, outputs->>'events', json_valid(inputs), json_valid(report)"
+    assert duckdb.read_parquet(files).project(columns).fetchall() == [("events", "4", True, True)]
 
 
 class TestKeys:
@@ -170,6 +170,7 @@ class TestCodeVersion:
 
     def test_installed_inside_a_strangers_checkout(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.repository(tmp_path)
+        (tmp_path / "site-packages" / "infra").mkdir(parents=True)
         monkeypatch.setattr(module, "__file__", str(tmp_path / "site-packages" / "infra" / "ledger.py"))
         assert code_version() == "logs2rec 9.9"
 

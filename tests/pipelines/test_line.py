@@ -1,0 +1,226 @@
+"""The whole line through the command line, once: simulate, run, run again, look, promote, query.
+
+The ranking gate asks for more users than there are, so the first run ends with one champion and one
+model held back (exit code 4).
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import mlflow
+import polars as pl
+import pytest
+
+from infra.lake import Lake
+from tests.pipelines.commands import Done, logs2rec, small_recipe
+
+
+@dataclass(frozen=True)
+class Line:
+    """One finished run."""
+
+    folder: Path
+    recipe: Path
+    truth: dict[str, Any]
+    done: Done
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.folder / "workspace" / "lake")
+
+    def stage(self, unit: str) -> dict[str, Any]:
+        return next(s for s in self.done.json["stages"] if s["unit"] == unit)
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory: pytest.TempPathFactory) -> Line:
+    folder = tmp_path_factory.mktemp("line")
+    made = logs2rec("simulate", folder / "raw", "--users", 150, "--items", 60, "--days", 6, "--seed", 3, "--json")
+    assert made.code == 0, made.stderr
+    recipe = small_recipe(folder)
+    return Line(folder, recipe, made.json, logs2rec("run", "--config", recipe, "--json"))
+
+
+@pytest.fixture
+def store(line: Line) -> Iterator[mlflow.MlflowClient]:
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{line.folder / 'workspace' / 'mlflow.db'}")
+    yield mlflow.MlflowClient()
+    mlflow.set_tracking_uri(before)
+
+
+def test_ends_with_a_champion_and_one_model_held(line: Line) -> None:
+    assert line.done.code == 4, line.done.stderr
+    retrieval, ranking = line.done.json["models"]
+    assert (retrieval["name"], retrieval["alias"], retrieval["version"]) == ("small.retrieval", "champion", "1")
+    assert (ranking["name"], ranking["alias"], ranking["verdict"]) == ("small.ranking", "challenger", "hold")
+    assert any("min_users is 100000" in reason for reason in ranking["reasons"])
+    assert "small.ranking" in line.done.stderr
+    assert set(retrieval["metrics"]) == {"popularity", "adrec"}
+    for name in (
+        "history_removed/ndcg_at_20",
+        "all_items/hr_at_50",
+        "all_items/mrr",
+        "catalogue_coverage",
+        "category_count",
+    ):
+        assert retrieval["metrics"]["adrec"][name] >= 0
+    assert 0.3 < ranking["metrics"]["asymdiffrec"]["uauc"] < 1
+
+
+def test_every_stage_reports_versions_rows_and_seconds(line: Line) -> None:
+    units = [s["unit"] for s in line.done.json["stages"]]
+    assert units == [
+        *["events"] * 6,
+        "vocabularies",
+        "sequences",
+        "samples",
+        "train:retrieval:popularity",
+        "train:retrieval:adrec",
+        "train:ranking:asymdiffrec",
+        "evaluate:retrieval",
+        "evaluate:ranking",
+        "register:retrieval",
+        "register:ranking",
+        "promote:retrieval",
+        "promote:ranking",
+    ]
+    assert all(s["status"] == "published" and s["seconds"] >= 0 for s in line.done.json["stages"])
+    assert line.stage("sequences")["report"]["rows"]["train"] > 0
+    assert line.done.json["tables"]["events"]["rows"] == line.truth["events"]
+
+
+def test_the_planted_truth_is_found_exactly(line: Line) -> None:
+    accounts = {s["date"]: s["report"] for s in line.done.json["stages"] if s["unit"] == "events"}
+    assert set(accounts) == set(line.truth["arrivals"])
+    for arrival, planted in line.truth["arrivals"].items():
+        found = {k: accounts[arrival][k] for k in planted}
+        assert found == planted
+    reasons: dict[str, int] = {}
+    for account in accounts.values():
+        for reason, count in account["reasons"].items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    assert reasons == {r: n for r, n in line.truth["quarantined"].items() if n}
+    assert "found exactly" in line.done.stdout
+
+
+def test_a_second_engine_reads_every_table_at_its_version(line: Line) -> None:
+    for table, entry in line.done.json["tables"].items():
+        path, version = line.lake.path(table), entry["version"]
+        ours = pl.from_arrow(line.lake.read(table, version))
+        polars = pl.read_delta(path, version=version)
+        assert isinstance(ours, pl.DataFrame)
+        assert polars.height == entry["rows"]
+        assert sorted(map(repr, polars.select(ours.columns).rows())) == sorted(map(repr, ours.rows())), table
+        files = [f.removeprefix("file://") for f in line.lake.files(table, version)]
+        if files:
+            counted = duckdb.sql(f"select count(*) from read_parquet({files!r}, hive_partitioning = true)").fetchall()
+            assert counted == [(entry["rows"],)], table
+
+
+def test_quarantine_holds_each_refused_row_with_its_place(line: Line) -> None:
+    version = line.done.json["tables"]["quarantine"]["version"]
+    rows = line.lake.read("quarantine", version).to_pylist()
+    assert len(rows) == sum(line.truth["quarantined"].values())
+    plain = [r for r in rows if r["file"].endswith(".jsonl") and r["reason"] not in ("empty_line",)]
+    assert plain
+    for row in plain:
+        with open(line.folder / "raw" / row["file"], "rb") as raw:
+            raw.seek(row["position"])
+            assert raw.readline().decode().rstrip("\n") == row["raw"]
+
+
+def test_running_again_does_no_work_and_says_so(line: Line, store: mlflow.MlflowClient) -> None:
+    versions = {t.name: line.lake.version(t.name) for t in line.lake.root.iterdir()}
+    again = logs2rec("run", "--config", line.recipe, "--json")
+    assert again.json["nothing_to_do"] is True
+    assert "no work was done" in again.stdout
+    assert {t.name: line.lake.version(t.name) for t in line.lake.root.iterdir()} == versions
+    assert {m["name"]: m["version"] for m in again.json["models"]} == {"small.retrieval": "1", "small.ranking": "1"}
+    assert len(store.search_model_versions("name = 'small.retrieval'")) == 1
+    assert again.code == line.done.code  # what was held is still held
+
+
+def test_the_registered_model_answers_in_a_clean_process(line: Line, tmp_path: Path) -> None:
+    question = """
+import json, sys
+import mlflow, pandas as pd
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pyfunc.load_model("models:/small.retrieval@champion")
+rows = pd.DataFrame({"history": [["i1", "i2", "never seen"], []]})
+print(json.dumps(model.predict(rows, params={"k": 3})["items"].tolist()))
+"""
+    uri = f"sqlite:///{line.folder / 'workspace' / 'mlflow.db'}"
+    done = subprocess.run(
+        [sys.executable, "-c", question, uri], capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = json.loads(done.stdout.splitlines()[-1])
+    assert len(first) == len(second) == 3
+    assert not {"i1", "i2"} & set(first)
+
+
+def test_mlflow_knows_parameters_metrics_and_lineage(line: Line, store: mlflow.MlflowClient) -> None:
+    version = store.get_model_version_by_alias("small.retrieval", "champion")
+    run = store.get_run(str(version.run_id))
+    assert run.data.params["model.width"] == "16"
+    model = line.done.json["models"][0]
+    assert run.data.metrics["history_removed/ndcg_at_20"] == pytest.approx(
+        model["metrics"]["adrec"]["history_removed/ndcg_at_20"]
+    )
+    assert version.tags["logs2rec.table.sequences"] == str(line.done.json["tables"]["sequences"]["version"])
+    artifacts = {f.path for f in store.list_artifacts(str(version.run_id))}
+    assert {"report.html", "recipe", "evaluation"} <= artifacts
+
+
+def test_the_resolved_configuration_lies_beside_every_artifact(line: Line) -> None:
+    workspace = line.folder / "workspace"
+    for unit in ("train:retrieval:adrec", "train:ranking:asymdiffrec"):
+        artifact = workspace / line.stage(unit)["outputs"]["artifact"]
+        resolved = json.loads(artifact.with_name(f"{artifact.name}.recipe.json").read_text())
+        assert resolved["recipe"]["sequences"]["max_length"] == 20
+        assert resolved["contract"]["name"] == "simulator"
+    assert (workspace / line.stage("evaluate:retrieval")["outputs"]["folder"] / "recipe.json").is_file()
+
+
+def test_status_tells_what_is_published(line: Line) -> None:
+    found = logs2rec("status", "--config", line.recipe, "--json")
+    assert found.code == 0
+    rows = {(r["unit"], r["date"]): r for r in found.json["published"]}
+    sequences = rows["sequences", "2026-01-06"]
+    assert sequences["inputs"]["events"] == line.done.json["tables"]["events"]["version"]
+    assert found.json["aliases"]["small.retrieval"]["champion"] == "1"
+    assert {p["action"] for p in found.json["promotions"]} >= {"promote", "hold"}
+
+
+def test_the_report_is_a_page_of_its_own(line: Line) -> None:
+    page = Path(line.done.json["report"]).read_text()
+    assert "small.retrieval" in page
+    assert "popularity" in page
+    assert "<script" not in page
+
+
+def test_rollback_without_a_predecessor_is_refused(line: Line) -> None:
+    refused = logs2rec("rollback", "--config", line.recipe, "--role", "retrieval", "--reason", "trying", "--json")
+    assert refused.code == 2
+    assert "first champion" in refused.json["error"]
+
+
+def test_promote_asks_the_gate_again(line: Line, store: mlflow.MlflowClient) -> None:
+    """Last in this file: it makes the held model champion."""
+    held = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--json")
+    assert held.code == 4
+    policy = ["--set", "ranking.gate.min_users=1"]
+    moved = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--json", *policy)
+    assert moved.code == 0, moved.stderr
+    assert moved.json["models"][0]["verdict"] == "promote"
+    assert store.get_model_version_by_alias("small.ranking", "champion").version == 1
+    assert logs2rec("run", "--config", line.recipe).code == 0  # nothing is held any more
