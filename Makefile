@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_RAW := build/demo/raw
 BENCHMARKS := $(patsubst tests/benchmarks/%.py,tests.benchmarks.%,\
-	$(filter-out %/__init__.py tests/benchmarks/_%,$(sort $(wildcard tests/benchmarks/*.py))))
+	$(filter-out %/__init__.py tests/benchmarks/harness.py,$(sort $(wildcard tests/benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint faults slow bench clean

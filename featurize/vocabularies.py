@@ -71,8 +71,8 @@ def build(
     replaced = _replaced(lake, arrivals, covered) or [late]
     fresh = _reached(_counts(spark, lake, contract, inputs, arrivals), settings, covered, late)
     fresh = fresh.join(spark.createDataFrame(known.select(["field", "key"])), ["field", "key"], "left_anti")
-    sizes = pc.value_counts(known["field"].combine_chunks()).to_pylist()
-    indexed = _index(fresh, {e["values"]: FIRST_INDEX + e["counts"] for e in sizes})
+    taken = pc.value_counts(known["field"].combine_chunks()).to_pylist()
+    indexed = _index(fresh, {e["values"]: FIRST_INDEX + e["counts"] for e in taken})
     kept = known.filter(pc.is_in(known["arrival"], pa.array(replaced)))
     indexed = indexed.unionByName(spark.createDataFrame(kept))
     indexed = indexed.coalesce(1).sortWithinPartitions("arrival", "field", "index").persist()
@@ -83,7 +83,8 @@ def build(
         }
     finally:
         indexed.unpersist()
-    if not files[ITEMS] and ITEM not in known["field"].to_pylist():
+    old = pc.unique(known.filter(pc.equal(known["field"], ITEM))["arrival"]).to_pylist()
+    if not any(arrival <= as_of for arrival in (*old, *(f.partition["arrival"] for f in files[ITEMS]))):
         raise DataRefused("items: no item reached vocabularies.min_item_count; lower it or check the log")
     versions = {t.name: commit(lake, t, f, replace={"arrival": replaced}, metadata=metadata) for t, f in files.items()}
     vocabulary = read(lake, versions, as_of)

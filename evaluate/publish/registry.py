@@ -84,7 +84,7 @@ class Registry:
             return str(found[0].version), str(found[0].run_id)
         with mlflow.start_run(experiment_id=self.experiment_id, run_name=f"{name} {build}") as run:
             mlflow.set_tags({BUILD_TAG: build, **tags})
-            mlflow.log_params({k: str(v)[:6000] for k, v in params.items()})
+            mlflow.log_params({k: str(v) for k, v in params.items()})
             mlflow.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)})
             for folder, file in files.items():
                 mlflow.log_artifact(str(file), folder)

@@ -65,8 +65,6 @@ class RetrievalModel(PythonModel):
             raise UsageError(f"history: no such column; the request has {', '.join(map(str, model_input.columns))}")
         if k < 1:
             raise UsageError(f"k: asked for the top {k}; ask for at least 1")
-        if model_input.empty:
-            return pd.DataFrame({"items": [], "scores": []}, dtype=object)
         histories = [read(cell, Kind.MULTI) or [] for cell in model_input["history"]]
         seen_BH = left_padded([[self.index.get(item, UNKNOWN) for item in items] for items in histories])
         items_BL = seen_BH[:, -self.length :] if self.length else seen_BH

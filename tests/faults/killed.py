@@ -24,10 +24,10 @@ def between_files_and_commit(table: str) -> None:
     """All files of `table` are written, its transaction is not."""
     real = infra.commit._transact
 
-    def transact(delta: Any, declared: Any, *rest: Any) -> None:
+    def transact(lake: Any, delta: Any, declared: Any, *rest: Any) -> None:
         if declared.name == table:
             die()
-        real(delta, declared, *rest)
+        real(lake, delta, declared, *rest)
 
     infra.commit._transact = transact  # type: ignore[assignment]
 
@@ -36,8 +36,8 @@ def between_commit_and_answer(table: str) -> None:
     """The log entry of `table` is written, the call has not returned."""
     real = infra.commit._transact
 
-    def transact(delta: Any, declared: Any, *rest: Any) -> None:
-        real(delta, declared, *rest)
+    def transact(lake: Any, delta: Any, declared: Any, *rest: Any) -> None:
+        real(lake, delta, declared, *rest)
         if declared.name == table:
             die()
 

@@ -90,9 +90,10 @@ class TestRetrieval:
         frame = pd.DataFrame({"history": [["a"], ["b"]]}, index=[40, 20])
         assert popularity.predict(None, frame).index.tolist() == [40, 20]
 
-    def test_no_rows_and_no_column(self, popularity):
-        nothing = popularity.predict(None, pd.DataFrame({"history": []}))
-        assert (nothing.columns.tolist(), len(nothing)) == (["items", "scores"], 0)
+    def test_no_rows_and_no_column(self, popularity, sasrec):
+        for model in (popularity, sasrec):
+            nothing = model.predict(None, pd.DataFrame({"history": []}))
+            assert (nothing.columns.tolist(), len(nothing)) == (["items", "scores"], 0)
         with pytest.raises(UsageError, match="history: no such column; the request has histories"):
             popularity.predict(None, pd.DataFrame({"histories": [["a"]]}))
 
