@@ -145,13 +145,10 @@ def _counts(
         frame = log
         if source != "log" and contract.kinds_from(source):
             table = side_features(source[:-1], contract.kinds_from(source))
-            frame = delta.read(
-                spark,
-                lake,
-                table,
-                inputs[table.name],
-                side_partition(lake, table.name, inputs[table.name], arrivals[-1]),
-            )
+            version = inputs[table.name]
+            snapshot = side_partition(lake, table.name, version, arrivals[-1])
+            # A side file has no days: its values count as there from the start, whichever days a run covers.
+            frame = delta.read(spark, lake, table, version, snapshot).withColumn("arrival", F.lit(arrivals[0]))
         for name, kind in contract.kinds_from(source):
             if kind is not Kind.NUMERIC:
                 column = F.col(column_of(name))

@@ -82,6 +82,10 @@ class Retrieval(Settings):
         known = [f"{s}/{m}" for s in ("history_removed", "all_items") for m in measured]
         if self.gate.metric not in known:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not measured; choose one of {', '.join(known)}")
+        for run in (self.candidate, *self.baselines):
+            own = getattr(run.config, "steps", None)
+            if own is not None and (self.evaluation.steps or 0) > own:
+                raise ValueError(f"evaluation.steps {self.evaluation.steps} exceeds the {own} steps of {run.label}")
         return self
 
 

@@ -8,9 +8,13 @@ import re
 from pathlib import Path
 
 import yaml
+from pyspark.sql import SparkSession
 
-from infra.lake import Lake
-from tests.pipelines.commands import ROOT, logs2rec
+from pipelines.context import Context
+from pipelines.data_stages import run_data
+from pipelines.progress import Progress
+from pipelines.recipe import open_recipe
+from tests.pipelines.commands import ROOT
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 
@@ -42,26 +46,24 @@ def write_log(data: Path) -> None:
     (data / "products.csv").write_text("\n".join(products) + "\n")
 
 
-def test_the_example_contract(tmp_path: Path) -> None:
+def test_the_example_contract(spark: SparkSession, tmp_path: Path) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     contract, recipe = (yaml.safe_load(b) for b in blocks)
     (tmp_path / recipe["contract"]).write_text(yaml.safe_dump(contract))
     recipe |= {"data": str(tmp_path / "logs"), "workspace": str(tmp_path / "workspace")}
+    recipe["spark"] = {"shuffle_partitions": 2}  # those of the test run's session
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_log(tmp_path / "logs")
-    where = ["--config", tmp_path / "recipe.yaml", "--to", DAYS[-1], "--json"]
-    for stage in ("events", "vocabularies", "sequences", "samples"):
-        done = logs2rec("stage", stage, *where)
-        assert done.code == 0, done.stderr
-    accounts = [s["report"] for s in done.json["stages"] if s["unit"] == "events"]
+    with Context(*open_recipe(tmp_path / "recipe.yaml"), Progress(1), last=DAYS[-1]) as ctx:
+        data = run_data(ctx)
+    accounts = [s.report for s in ctx.steps if s.unit == "events"]
     assert [a["rows"] for a in accounts] == [122, 121, 121]
     assert [a["duplicates"] for a in accounts] == [1, 1, 1]
     assert accounts[0]["reasons"] == {"malformed": 1}
-    tables = done.json["tables"]
-    lake = Lake(tmp_path / "workspace" / "lake")
-    samples = lake.read("samples", tables["samples"]["version"]).to_pylist()
+    lake, tables = ctx.lake, data.versions
+    samples = lake.read("samples", tables["samples"]).to_pylist()
     assert len(samples) == 360
-    fields = {f["name"]: f for f in lake.read("fields", tables["fields"]["version"]).to_pylist()}
+    fields = {f["name"]: f for f in lake.read("fields", tables["fields"]).to_pylist()}
     assert list(fields) == ["user", "item", "device", "price", "brand", "tags"]
     assert sum(bool(s["missing"] & (1 << fields["price"]["position"])) for s in samples) == 3
     assert {len(s["f_tags"]) for s in samples} == {2}

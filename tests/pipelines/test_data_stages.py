@@ -1,0 +1,118 @@
+"""Which arrivals are ingested again, and that day by day ends where all at once ends."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pyspark.sql import SparkSession
+
+from featurize.simulate import simulate
+from infra.errors import DataRefused, UsageError
+from pipelines.context import Context
+from pipelines.data_stages import Data, run_data
+from pipelines.progress import Progress
+from pipelines.recipe import open_recipe
+from tests.pipelines.commands import small_recipe
+
+DAYS = [f"2026-01-0{d}" for d in range(1, 6)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    simulate(tmp_path / "raw", users=40, items=25, days=5, seed=9)
+    return tmp_path
+
+
+def data_run(folder: Path, workspace: str, until: str | None = None, **options: Any) -> tuple[Context, Data]:
+    recipe = small_recipe(folder, workspace=str(folder / workspace))
+    with Context(*open_recipe(recipe), Progress(1), **options) as ctx:
+        return ctx, run_data(ctx, until=until)
+
+
+def published(ctx: Context) -> list[str]:
+    return [f"{s.unit} {s.date}" for s in ctx.steps if s.status == "published"]
+
+
+def rows(ctx: Context, data: Data, tables: tuple[str, ...]) -> dict[str, Counter[str]]:
+    """The rows of each table as of the run date, as a bag of text."""
+    out = {}
+    for table in tables:
+        where = {"as_of": data.day} if table in ("sequences", "samples", "fields") else None
+        out[table] = Counter(map(repr, ctx.lake.read(table, data.versions[table], where).to_pylist()))
+    return out
+
+
+TABLES = ("events", "quarantine", "ingested_files", "items", "field_values", "sequences", "samples", "fields")
+
+
+def test_day_by_day_equals_all_at_once(spark: SparkSession, folder: Path) -> None:
+    for day in (DAYS[2], DAYS[4]):
+        daily, data = data_run(folder, "daily", last=day)
+    once, data_once = data_run(folder, "once", last=DAYS[4])
+    assert published(daily)[:2] == [f"events {DAYS[3]}", f"events {DAYS[4]}"]
+    ours, theirs = rows(daily, data, TABLES), rows(once, data_once, TABLES)
+    for table in TABLES:
+        assert ours[table] == theirs[table], table
+
+
+def test_an_older_run_date_is_still_skipped_later(spark: SparkSession, folder: Path) -> None:
+    data_run(folder, "w", until="events", last=DAYS[3])
+    data_run(folder, "w", until="events", last=DAYS[4])
+    ctx, data = data_run(folder, "w", until="events", last=DAYS[3])
+    assert published(ctx) == []
+    assert data.arrivals == tuple(DAYS[:4])
+
+
+def test_a_changed_file_reopens_its_arrival_and_the_later_ones(spark: SparkSession, folder: Path) -> None:
+    before, data = data_run(folder, "w", until="events")
+    with gzip.open(folder / "raw" / "events" / DAYS[2] / "part-9.jsonl.gz", "wt") as extra:
+        extra.write(
+            json.dumps({"event_id": "new", "user_id": "u1", "item_id": "i1", "time": 1767398400000, "event": "click"})
+        )
+    after, data_after = data_run(folder, "w", until="events")
+    assert published(after) == [f"events {d}" for d in DAYS[2:]]
+    count = {
+        c: before.lake.dataset("events", d.versions["events"]).count_rows() for c, d in (("a", data), ("b", data_after))
+    }
+    assert count["b"] == count["a"] + 1
+
+
+def test_published_arrivals_outlive_their_raw_files(spark: SparkSession, folder: Path) -> None:
+    data_run(folder, "w", until="events", last=DAYS[3])
+    for file in (folder / "raw" / "events" / DAYS[0]).iterdir():
+        file.unlink()
+    ctx, data = data_run(folder, "w", until="events", last=DAYS[4])
+    assert published(ctx) == [f"events {DAYS[4]}"]
+    assert data.arrivals == tuple(DAYS)
+
+
+def test_from_leaves_earlier_arrivals_alone(spark: SparkSession, folder: Path) -> None:
+    ctx, data = data_run(folder, "w", until="events", first=DAYS[2], last=DAYS[3])
+    assert data.arrivals == tuple(DAYS[2:4])
+    assert published(ctx) == [f"events {d}" for d in DAYS[2:4]]
+
+
+def test_no_arrival_in_the_range(folder: Path) -> None:
+    with pytest.raises(DataRefused, match="--from and --to"):
+        data_run(folder, "w", first="2030-01-01")
+
+
+def test_one_stage_refuses_to_do_another_s_work(folder: Path) -> None:
+    with pytest.raises(UsageError, match="logs2rec stage events"):
+        data_run(folder, "w", only="sequences")
+
+
+def test_a_refused_batch_publishes_nothing(spark: SparkSession, folder: Path) -> None:
+    for part in (folder / "raw" / "events" / DAYS[1]).iterdir():
+        part.unlink()
+    (folder / "raw" / "events" / DAYS[1] / "part-0.jsonl").write_text("rubbish\n" * 400)
+    with pytest.raises(DataRefused, match="max_bad_share"):
+        data_run(folder, "w")
+    ctx, _ = data_run(folder, "w", until="events", last=DAYS[0])
+    assert published(ctx) == [f"events {DAYS[0]}"]
+    assert ctx.lake.version("events") == 1  # created, then one commit: nothing was left by the refused batch
