@@ -118,7 +118,7 @@ QUARANTINE = Table(
         ARRIVAL,
         Column("file", pa.string(), "raw file, relative to the data root"),
         Column("position", pa.int64(), "byte offset, line number or row, as in events"),
-        Column("reason", pa.string(), "one word from featurize.validate.Reason"),
+        Column("reason", pa.string(), "one word from featurize.reasons.Reason"),
         Column("detail", pa.string(), "the column and value at fault"),
         Column("raw", pa.string(), "the row as found, at most 4096 characters, bad bytes escaped"),
     ),

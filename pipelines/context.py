@@ -20,6 +20,7 @@ from infra.config import digest
 from infra.errors import UsageError
 from infra.lake import Lake
 from infra.ledger import Ledger, Published, code_version, key_of
+from infra.lock import WorkspaceLock
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -65,6 +66,7 @@ class Context:
         self.ledger = Ledger(self.lake)
         self._spark: tuple[ExitStack, SparkSession] | None = None
         self._ray: ExitStack | None = None
+        self._lock = WorkspaceLock(self.workspace)
 
     def __enter__(self) -> Context:
         self.progress.__enter__()
@@ -76,6 +78,7 @@ class Context:
         self.stop_spark()
         if self._ray is not None:
             self._ray.close()
+        self._lock.release()
         self.progress.__exit__(kind, error, trace)
 
     def spark(self) -> SparkSession:
@@ -118,10 +121,13 @@ class Context:
         """Do the unit's work unless its key is in the ledger, and publish what it returns."""
         key = key_of(unit, date, inputs, config)
         found = self.ledger.find(key)
+        if found is None:
+            self.may(unit)
+            if self.hold():
+                found = self.ledger.find(key)  # whoever held the lock before may have published it
         if found is not None:
             self.done(found, "skipped")
             return found
-        self.may(unit)
         self.progress.start(unit)
         started = perf_counter()
         outputs, report = work()
@@ -137,6 +143,10 @@ class Context:
         )
         self.done(row, "published")
         return row
+
+    def hold(self) -> bool:
+        """Take the workspace for work; True if it was not held before. UsageError when another command has it."""
+        return self._lock.hold(f"run {self.run_id}")
 
     def may(self, unit: str) -> None:
         """Raise UsageError when `logs2rec stage` asked for another stage and this one is not published yet."""

@@ -51,7 +51,35 @@ def _events(ctx: Context) -> Data:
     again, all of them in one Spark job.
     """
     files = _files_by_arrival(ctx)
+    plan = _plan(ctx, files)
+    if plan.pending:
+        ctx.may("events")
+        if ctx.hold():
+            plan = _plan(ctx, files)  # whoever held the lock before may have published some
+    for row in plan.published:
+        ctx.done(row, "skipped")
+    previous = plan.previous
+    if plan.pending:
+        previous = _ingest(ctx, files, plan.pending, previous)
+    assert previous is not None
+    day = plan.arrivals[-1] if ctx.contract.dated else str(previous.report["last_day"])
+    return Data({t: int(v) for t, v in previous.outputs.items()}, tuple(plan.arrivals), day)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Arrivals in scope; those published (newest state of each) and those to ingest; the last one before these."""
+
+    arrivals: list[str]
+    published: list[Published]
+    pending: list[str]
+    previous: Published | None
+
+
+def _plan(ctx: Context, files: Mapping[str, list[RawFile]]) -> _Plan:
+    """Walk the chain of arrivals; the first whose key is not in the ledger breaks it."""
     published = _events_rows(ctx)
+    kept: list[Published] = []
     arrivals: list[str] = []
     pending: list[str] = []
     previous: Published | None = None
@@ -75,17 +103,13 @@ def _events(ctx: Context) -> Data:
         if row is None:
             pending.append(arrival)
         else:
-            ctx.done(row, "skipped")
+            kept.append(row)
             previous = row
     if not arrivals:
         raise DataRefused(
             f"no raw file between {ctx.first} and {ctx.last} below {ctx.recipe.data}; check --from and --to"
         )
-    if pending:
-        previous = _ingest(ctx, files, pending, previous)
-    assert previous is not None
-    day = arrivals[-1] if ctx.contract.dated else str(previous.report["last_day"])
-    return Data({t: int(v) for t, v in previous.outputs.items()}, tuple(arrivals), day)
+    return _Plan(arrivals, kept, pending, previous)
 
 
 def _files_by_arrival(ctx: Context) -> dict[str, list[RawFile]]:
@@ -115,7 +139,6 @@ def _inputs(files: list[RawFile], previous: Published | None) -> dict[str, Any]:
 def _ingest(
     ctx: Context, files: Mapping[str, list[RawFile]], pending: list[str], previous: Published | None
 ) -> Published:
-    ctx.may("events")
     ctx.progress.start(f"events: {len(pending)} arrival(s), {pending[0]} to {pending[-1]}")
     batch = [f for a in pending for f in files[a]]
     prior = previous.version("events") if previous is not None else None

@@ -15,6 +15,7 @@ from pipelines.roles import Role, roles
 def promote(ctx: Context, role_name: str | None) -> list[dict[str, Any]]:
     """Ask the gate again, today, about the registered version of each role; moves the alias if it says so."""
     ctx.only = "promote"
+    ctx.hold()
     data = run_data(ctx)
     out = []
     for role, evaluated, registered in registered_versions(ctx, data, _roles(ctx, role_name)):
@@ -35,6 +36,7 @@ def rollback(ctx: Context, role_name: str | None, reason: str) -> list[dict[str,
     from evaluate.publish.registry import CHAMPION, registry
 
     out = []
+    ctx.hold()
     with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
         moves = [(r, *_previous(ctx, r, store.alias(_name(ctx, r), CHAMPION))) for r in _roles(ctx, role_name)]
         for role, current, previous in moves:

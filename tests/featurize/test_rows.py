@@ -122,7 +122,7 @@ def test_a_good_row(tmp_path: Path) -> None:
         ({"t": True}, "bad_time", "t: 'True'"),
         ({"t": 0}, "time_out_of_bounds", "t: 0 lies outside rules.min_time/max_time"),
         ({"t": 1704067200000}, "time_out_of_bounds", "t: 1704067200000 lies"),  # milliseconds by mistake
-        ({"t": 10**4000}, "time_out_of_bounds", "t: 1000"),
+        ({"t": "1" + "0" * 4200}, "time_out_of_bounds", "t: '1000"),
         ({"t": -(10**20)}, "time_out_of_bounds", "t: -1"),
         ({"p": "cheap"}, "bad_field", "p: 'cheap' is not a number"),
         ({"p": "\ud800"}, "bad_field", "p: '\\ud800' is not a number"),
