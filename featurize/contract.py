@@ -6,14 +6,18 @@ A contract names files, columns, units and rules; it holds no code. See the READ
 from __future__ import annotations
 
 from datetime import date
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from featurize.values import text
 from infra.config import Settings
 from infra.tables import Kind
 
 FileFormat = Literal["json", "csv", "parquet"]
+
+Value = Annotated[str, BeforeValidator(lambda v: text(v) if isinstance(v, int | float) else v)]
+"""A logged value as text; a number written without quotes is read the way the log's numbers are."""
 
 
 class Source(Settings):
@@ -75,7 +79,7 @@ class Label(Settings):
     column: str
     at_least: float | None = None
     """Positive when the column's number is at least this."""
-    one_of: tuple[str, ...] | None = Field(None, min_length=1)
+    one_of: tuple[Value, ...] | None = Field(None, min_length=1)
     """Or positive when the column's text is one of these."""
 
     @model_validator(mode="after")
@@ -153,9 +157,9 @@ class Contract(Settings):
     """Column of the event's own id."""
     key: tuple[str, ...] = ()
     """Without `event_id`: the columns that together identify an event; user, item, time and type if empty."""
-    targets: tuple[str, ...] = ()
+    targets: tuple[Value, ...] = ()
     """Event types that a recommender should predict; all types if empty."""
-    context: tuple[str, ...] = ()
+    context: tuple[Value, ...] = ()
     """Event types that stand in histories beside the targets."""
     label: Label | None = None
     fields: tuple[FeatureField, ...] = ()

@@ -47,11 +47,25 @@ def run(ctx: Context) -> Outcome:
     ctx.stop_spark()
     decisions = {} if ctx.only in DATA_STAGES else run_models(ctx, data)
     models = _models(ctx, decisions)
-    report = _report(ctx, data, decisions, models) if decisions else None
-    return Outcome(data.day, ctx.run_id, [asdict(s) for s in ctx.steps], tables_of(ctx, data), models, report)
+    tables = _tables(ctx, data)
+    report = _report(ctx, data, decisions, models, tables) if decisions else None
+    return Outcome(data.day, ctx.run_id, _stages(ctx), tables, models, report)
 
 
-def tables_of(ctx: Context, data: Data) -> dict[str, dict[str, int]]:
+def _stages(ctx: Context) -> list[dict[str, Any]]:
+    """Every unit of the run: what it published, and the rows of the tables among that."""
+    rows: dict[tuple[str, int], int] = {}
+    out = []
+    for step in ctx.steps:
+        versions = {t: int(v) for t, v in step.outputs.items() if isinstance(v, int)}
+        for table, version in versions.items():
+            if (table, version) not in rows:
+                rows[table, version] = ctx.lake.dataset(table, version).count_rows()
+        out.append({**asdict(step), "versions": versions, "rows": {t: rows[t, v] for t, v in versions.items()}})
+    return out
+
+
+def _tables(ctx: Context, data: Data) -> dict[str, dict[str, int]]:
     """table -> its pinned version and the rows in it."""
     return {
         table: {"version": version, "rows": ctx.lake.dataset(table, version).count_rows()}
@@ -94,7 +108,13 @@ def _alias(ctx: Context, name: str, version: str, decision: Decision) -> str:
         return "champion" if store.alias(name, CHAMPION) == version else "challenger"
 
 
-def _report(ctx: Context, data: Data, decisions: dict[str, Decision], models: list[dict[str, Any]]) -> str:
+def _report(
+    ctx: Context,
+    data: Data,
+    decisions: dict[str, Decision],
+    models: list[dict[str, Any]],
+    tables: dict[str, dict[str, int]],
+) -> str:
     """The day's page; written again only when something was done."""
     from evaluate.publish.registry import registry
     from evaluate.publish.report import write_report
@@ -103,7 +123,7 @@ def _report(ctx: Context, data: Data, decisions: dict[str, Decision], models: li
     path = ctx.workspace / "reports" / data.day / "report.html"
     if path.exists() and all(s.status == "skipped" for s in ctx.steps):
         return str(path)
-    write_report(path, build(ctx, data, decisions, models, tables_of(ctx, data)))
+    write_report(path, build(ctx, data, decisions, models, tables))
     with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
         for model in models:
             store.attach(model["mlflow_run_id"], path)

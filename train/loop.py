@@ -3,7 +3,6 @@
 All ranks make the same steps. A rank's loss is weighted by its share of the global batch's targets
 (rows for ranking), so that the averaged gradient is that of the global batch, however it is split.
 
-Shapes: B batch, H history, V catalogue rows.
 """
 
 from __future__ import annotations
@@ -15,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import TrainingError
@@ -32,13 +29,11 @@ from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, RankingConfig, SequenceConfig
 from train.loader import RankingData, SequenceData, batches
 from train.protocol import FieldSpec, SequenceBatch, Stage, to_device
-from train.ranking import ndcg_at, target_ranks
 from train.settings import TrainingSettings
+from train.validation import Data, better, seed_of, sum_over_ranks, validate
 
 Report = Callable[[dict[str, Any], Path | None], None]
-Data = SequenceData | RankingData
-NDCG_CUTOFF = 20
-_WEIGHTS, _NOISE, _DROPOUT, _VALIDATION = range(4)  # independent random streams of one seed
+_WEIGHTS, _NOISE, _DROPOUT = range(3)  # independent random streams of one seed; train.validation has the fourth
 
 
 @dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Worker:
         self.job, self.rank, self.world, self.device = job, rank, world, device
         self.settings = job.training
         self.train, self.valid, fields = load_data(job)
-        torch.manual_seed(_seed(self.settings.seed, _WEIGHTS))
+        torch.manual_seed(seed_of(self.settings.seed, _WEIGHTS))
         self.model = build(job.model, job.catalogue, fields).to(device)
         trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self.stages = stages_of(self.model, self.settings.epochs)
@@ -208,7 +203,7 @@ class Worker:
         batch = to_device(batch, self.device)
         loss, parts = self.module(batch, self.generator)
         weight = _weight(batch)
-        summed = _sum_over_ranks(torch.stack([loss.detach().double() * weight, loss.new_tensor(weight).double()]))
+        summed = sum_over_ranks(torch.stack([loss.detach().double() * weight, loss.new_tensor(weight).double()]))
         mean, total_weight = (summed[0] / summed[1]).item(), summed[1].item()
         self._require_finite(mean, "loss", stage, position)
         self.optimizer.zero_grad(set_to_none=True)
@@ -298,8 +293,8 @@ class Worker:
     def _reseed(self, epoch: int) -> None:
         """Generators of a fresh start, or of a run that goes on with another number of workers."""
         where = (self.world, self.rank, epoch)
-        self.generator.manual_seed(_seed(self.settings.seed, _NOISE, *where))
-        torch.manual_seed(_seed(self.settings.seed, _DROPOUT, *where))
+        self.generator.manual_seed(seed_of(self.settings.seed, _NOISE, *where))
+        torch.manual_seed(seed_of(self.settings.seed, _DROPOUT, *where))
 
     def _advance(self, **changes: Any) -> None:
         self.state = TrainState(**{**vars(self.state), **changes})
@@ -347,54 +342,6 @@ def split_epochs(shares: Sequence[float], epochs: int) -> list[int]:
     return lengths
 
 
-def better(metric: str, value: float, than: float) -> bool:
-    """Whether `value` improves on `than`: log loss falls, NDCG rises."""
-    return value < than if metric.endswith("log_loss") else value > than
-
-
-@torch.no_grad()
-def validate(
-    model: Any, data: Data, settings: TrainingSettings, rank: int, world: int, device: torch.device
-) -> tuple[str, float]:
-    """(name, value) over the whole split, each rank taking every `world`-th row.
-
-    Sequence models: exact NDCG@20 over the catalogue without the user's history; users whose target is
-    in their history are left out, a target unknown before the cut is a miss. Ranking models: log loss.
-    """
-    model.eval()
-    size = max(1, settings.batch_size // world)
-    mine = np.arange(rank, len(data), world)
-    generator = torch.Generator().manual_seed(_seed(settings.seed, _VALIDATION, rank))
-    total = torch.zeros(2, dtype=torch.float64, device=device)
-    for start in range(0, len(mine), size):
-        rows_B = mine[start : start + size]
-        batch: Any = to_device(data.batch(rows_B), device)  # type: ignore[type-var]
-        if isinstance(data, SequenceData):
-            value_B = _ndcg(model, data, rows_B, batch, generator)
-        else:
-            value_B = F.binary_cross_entropy_with_logits(model.logits(batch), batch.label_B, reduction="none")
-        total += torch.stack([value_B.double().sum(), total.new_tensor(len(value_B))])
-    total = _sum_over_ranks(total)
-    if total[1] == 0:
-        raise TrainingError("validation: every target is already in its user's history, nothing is left to measure")
-    name = f"valid_ndcg_{NDCG_CUTOFF}" if isinstance(data, SequenceData) else "valid_log_loss"
-    value = (total[0] / total[1]).item()
-    if not math.isfinite(value):
-        raise TrainingError(f"{name} is {value}: the model's scores are not finite; lower training.learning_rate")
-    return name, value
-
-
-def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
-    assert data.target_N is not None
-    assert data.known_N is not None
-    device = batch.items_BL.device
-    history_BH = torch.from_numpy(data.histories(rows_B)).to(device)
-    target_B = torch.from_numpy(data.target_N[rows_B] * data.known_N[rows_B]).to(device)  # unknown: 0, a miss
-    new_B = ~((history_BH == target_B[:, None]) & (target_B[:, None] >= FIRST_INDEX)).any(dim=1)
-    u_BRD = model.user_vectors(batch, None, generator)
-    return ndcg_at(target_ranks(u_BRD, model.item_table(), target_B, history_BH), NDCG_CUTOFF)[new_B]
-
-
 def _weight(batch: Any) -> int:
     """Targets of a sequence batch, rows of a ranking batch: what a loss is the mean over."""
     if isinstance(batch, SequenceBatch):
@@ -417,16 +364,6 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _position(found: tuple[Path, Any] | None) -> list[int]:
     """(epoch, attempt) in a checkpoint's name; zeros without one."""
     return [int(part) for part in found[0].name.split("-")[1:]] if found else [0, 0]
-
-
-def _seed(*parts: int) -> int:
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
 
 
 def _from_rank_zero(values: list[int], device: torch.device) -> list[int]:

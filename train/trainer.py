@@ -29,9 +29,10 @@ from train import artifact, checkpoint
 from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, PopularityConfig
 from train.loader import Ragged, SequenceData, read_fields
-from train.loop import Job, train_worker, validate
+from train.loop import Job, train_worker
 from train.models.popularity import PopularityModel
 from train.settings import TrainingSettings
+from train.validation import validate
 
 Progress = Callable[[dict[str, Any]], None]
 _OPERATIONAL = {"workers", "threads", "use_gpu", "max_failures", "checkpoint_every", "keep_checkpoints"}

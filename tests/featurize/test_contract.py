@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from featurize.contract import Contract
+from featurize.contract import Contract, Label
 from infra.config import load, parse
 from infra.errors import ConfigError
 from infra.tables import Kind
@@ -104,3 +104,7 @@ def test_what_cannot_be_meant_names_its_field(settings: dict[str, Any], words: s
 
 def test_sixty_fields_fit_the_mask() -> None:
     assert len(contract(fields=[{**CATEGORICAL, "name": f"f{i}"} for i in range(60)]).fields) == 60
+
+
+def test_numbers_as_event_types_and_labels_are_read_like_the_log_s() -> None:
+    assert Label(column="click", one_of=(1, 2.0)).one_of == ("1", "2")  # type: ignore[arg-type]

@@ -95,6 +95,8 @@ def test_every_stage_reports_versions_rows_and_seconds(line: Line) -> None:
     ]
     assert all(s["status"] == "published" and s["seconds"] >= 0 for s in line.done.json["stages"])
     assert line.stage("sequences")["report"]["rows"]["train"] > 0
+    assert line.stage("samples")["rows"]["samples"] == line.truth["events"]
+    assert line.stage("samples")["versions"]["samples"] == line.done.json["tables"]["samples"]["version"]
     assert line.done.json["tables"]["events"]["rows"] == line.truth["events"]
 
 

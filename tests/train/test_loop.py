@@ -13,7 +13,7 @@ from torch import nn
 
 from infra.errors import TrainingError
 from tests.train.test_loader import AS_OF, write_samples, write_sequences
-from train import checkpoint, loop
+from train import checkpoint, loop, validation
 from train.configs import ADRecConfig, DNNConfig, SASRecConfig
 from train.loop import Job, Worker, split_epochs
 from train.protocol import LossParts, Stage
@@ -229,7 +229,7 @@ class TestNonFinite:
         worker = Worker(ranking, 0, 1, CPU)
         nn.init.constant_(worker.model.out.bias, math.nan)
         with pytest.raises(TrainingError, match="valid_log_loss is nan"):
-            loop.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+            validation.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
 
 
 def scripted(monkeypatch, values: list[float], name: str = "valid_ndcg_20") -> None:
@@ -287,11 +287,11 @@ class TestValidate:
             model.table.weight.copy_(10.0 - torch.arange(10.0)[:, None])
         settings = TrainingSettings(batch_size=2)
         _, valid, _ = loop.load_data(job(tmp_path))
-        name, value = loop.validate(model, valid, settings, 0, 1, CPU)
+        name, value = validation.validate(model, valid, settings, 0, 1, CPU)
         assert name == "valid_ndcg_20"
         assert value == pytest.approx((1 / math.log2(3) + 1 + 1 / math.log2(7) + 0) / 4, rel=1e-12)
         # Two ranks see disjoint shares: (rows 0, 2, 4) and (rows 1, 3).
-        shares = [loop.validate(model, valid, settings, r, 2, CPU)[1] for r in (0, 1)]
+        shares = [validation.validate(model, valid, settings, r, 2, CPU)[1] for r in (0, 1)]
         assert shares == pytest.approx([(1 / math.log2(3) + 1 / math.log2(7)) / 2, 1 / 2])
 
     def test_log_loss_by_hand(self, tmp_path):
@@ -300,7 +300,7 @@ class TestValidate:
         worker = Worker(ranking, 0, 1, CPU)
         nn.init.zeros_(worker.model.out.weight)
         nn.init.constant_(worker.model.out.bias, math.log(3))  # p = 3/4 for everyone; labels 0, 1, 0
-        name, value = loop.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+        name, value = validation.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
         assert name == "valid_log_loss"
         assert value == pytest.approx(-(2 * math.log(1 / 4) + math.log(3 / 4)) / 3, rel=1e-6)
 

@@ -13,7 +13,7 @@ from infra.cluster import RaySettings, cluster
 from infra.errors import EnvironmentProblem, TrainingError
 from tests.train.test_loader import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
-from train import checkpoint, loop, trainer
+from train import checkpoint, loop, trainer, validation
 from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
 from train.loop import Worker
 from train.settings import TrainingSettings
@@ -101,7 +101,7 @@ class TestOnRay:
         assert loaded.metrics == metrics
         _, valid, _ = loop.load_data(job_of(request_for(tmp_path)))
         settings = request_for(tmp_path).training
-        _, value = loop.validate(loaded.model, valid, settings, 0, 1, CPU)
+        _, value = validation.validate(loaded.model, valid, settings, 0, 1, CPU)
         assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)  # the best weights, not the last
 
         # A finished run needs no worker any more, and its artifact is the one that is there.

@@ -1,0 +1,88 @@
+"""Validation during training: exact NDCG@20 for sequence models, log loss for ranking models.
+
+Each rank scores its share of the split; the sums are reduced over the ranks.
+
+Shapes: B batch, H history, R vectors per user, D width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from infra.errors import TrainingError
+from infra.tables import FIRST_INDEX
+from train.loader import RankingData, SequenceData
+from train.protocol import SequenceBatch, to_device
+from train.ranking import ndcg_at, target_ranks
+from train.settings import TrainingSettings
+
+Data = SequenceData | RankingData
+NDCG_CUTOFF = 20
+_VALIDATION = 3  # this file's random stream of a run's seed
+
+
+def better(metric: str, value: float, than: float) -> bool:
+    """Whether `value` improves on `than`: log loss falls, NDCG rises."""
+    return value < than if metric.endswith("log_loss") else value > than
+
+
+@torch.no_grad()
+def validate(
+    model: Any, data: Data, settings: TrainingSettings, rank: int, world: int, device: torch.device
+) -> tuple[str, float]:
+    """(name, value) over the whole split, each rank taking every `world`-th row.
+
+    Sequence models: exact NDCG@20 over the catalogue without the user's history; users whose target is
+    in their history are left out, a target unknown before the cut is a miss. Ranking models: log loss.
+    """
+    model.eval()
+    size = max(1, settings.batch_size // world)
+    mine = np.arange(rank, len(data), world)
+    generator = torch.Generator().manual_seed(seed_of(settings.seed, _VALIDATION, rank))
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    for start in range(0, len(mine), size):
+        rows_B = mine[start : start + size]
+        batch: Any = to_device(data.batch(rows_B), device)  # type: ignore[type-var]
+        if isinstance(data, SequenceData):
+            value_B = _ndcg(model, data, rows_B, batch, generator)
+        else:
+            value_B = F.binary_cross_entropy_with_logits(model.logits(batch), batch.label_B, reduction="none")
+        total += torch.stack([value_B.double().sum(), total.new_tensor(len(value_B))])
+    total = sum_over_ranks(total)
+    if total[1] == 0:
+        raise TrainingError("validation: every target is already in its user's history, nothing is left to measure")
+    name = f"valid_ndcg_{NDCG_CUTOFF}" if isinstance(data, SequenceData) else "valid_log_loss"
+    value = (total[0] / total[1]).item()
+    if not math.isfinite(value):
+        raise TrainingError(f"{name} is {value}: the model's scores are not finite; lower training.learning_rate")
+    return name, value
+
+
+def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
+    assert data.target_N is not None
+    assert data.known_N is not None
+    device = batch.items_BL.device
+    history_BH = torch.from_numpy(data.histories(rows_B)).to(device)
+    target_B = torch.from_numpy(data.target_N[rows_B] * data.known_N[rows_B]).to(device)  # unknown: 0, a miss
+    new_B = ~((history_BH == target_B[:, None]) & (target_B[:, None] >= FIRST_INDEX)).any(dim=1)
+    u_BRD = model.user_vectors(batch, None, generator)
+    return ndcg_at(target_ranks(u_BRD, model.item_table(), target_B, history_BH), NDCG_CUTOFF)[new_B]
+
+
+def seed_of(*parts: int) -> int:
+    """One 63-bit seed from several numbers; different parts give independent streams."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The values added up over all ranks, in place; as they are without a process group."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
