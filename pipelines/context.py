@@ -89,6 +89,7 @@ class Context:
             self.progress.note("starting Spark")
             stack = ExitStack()
             self._spark = stack, stack.enter_context(session(self.recipe.spark, f"logs2rec {self.recipe.name}"))
+            self.progress.note(self.progress.current)
         return self._spark[1]
 
     def stop_spark(self) -> None:
@@ -106,6 +107,7 @@ class Context:
             self.progress.note("starting Ray")
             self._ray = ExitStack()
             self._ray.enter_context(cluster(self.recipe.ray))
+            self.progress.note(self.progress.current)
 
     def metadata(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What every commit of a stage carries."""

@@ -19,6 +19,7 @@ class Progress:
     def __init__(self, total: int) -> None:
         self.total = total
         self.finished = 0
+        self.current = ""
         self.console = Console(stderr=True, highlight=False)
         self.bar: Bar | None = None
         self.task: TaskID | None = None
@@ -40,6 +41,7 @@ class Progress:
 
     def start(self, unit: str) -> None:
         """A unit's work begins."""
+        self.current = unit
         self.note(unit)
 
     def note(self, text: str) -> None:

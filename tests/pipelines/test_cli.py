@@ -61,7 +61,7 @@ def test_opening_a_recipe_imports_no_framework() -> None:
         ("retrieval.candidate.config.model=sasrek", "retrieval.candidate.config"),
         ("retrieval.gate.floor_baselines=[nobody]", "nobody"),
         ("retrieval.evaluation.category_field=colour", "colour"),
-        ("retrieval.evaluation.steps=33", "exceeds the 32 steps"),
+        ("retrieval.evaluation.steps=5", "exceeds the 4 steps"),
         ("sequences", "expected a.b=value"),
         ("retrieval.candidate.training.batch_size=1", "batch_size"),
     ],
