@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -25,10 +25,10 @@ from featurize.sides import side_table
 from featurize.sources import RawFile, columns_needed, splits
 from featurize.streams import Split
 from infra import tables
-from infra.commit import DataFile, commit, write_file
+from infra.commit import DataFile, astray, commit, write_file
 from infra.errors import AuditError, DataRefused
-from infra.lake import Lake
-from infra.tables import INGESTED_FILES, QUARANTINE, Table
+from infra.lake import Lake, check_schema
+from infra.tables import INGESTED_FILES, QUARANTINE, Table, column_of
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -54,24 +54,29 @@ def ingest(
     contract: Contract,
     root: Path,
     files: Sequence[RawFile],
-    prior: int | None,
+    prior: Mapping[str, int] | None,
     metadata: dict[str, Any],
+    kept: Sequence[str] = (),
 ) -> Ingested:
-    """Ingest the arrivals that `files` belong to; `prior` is the events version of all arrivals before.
+    """Ingest the arrivals that `files` belong to, on top of the `kept` ones as they are in the versions `prior`.
 
     Raises DataRefused when a column is missing, or when more than rules.max_bad_share of the rows are bad;
-    AuditError when the rows do not add up. Nothing is committed then.
+    AuditError when the rows do not add up; SchemaChanged when the contract has other log fields than the
+    table. Nothing is committed then.
     """
     started = perf_counter()
     arrivals = sorted({f.arrival for f in files})
-    sides = [s for s in (side_table(contract, root, "user"), side_table(contract, root, "item")) if s is not None]
+    check_schema(lake, tables.events(contract.kinds_from("log")))
     parsed = _parse(spark, RowPlan.of(contract), splits(root, files, contract.source, columns_needed(contract)))
     parsed.persist()
-    marked = _mark_duplicates(spark, lake, contract, parsed, prior, arrivals).persist()
+    known = prior["events"] if prior is not None else None
+    marked = _mark_duplicates(spark, lake, contract, parsed, known, arrivals).persist()
     try:
         account = _account(marked, parsed, files)
         reasons = _reasons(parsed, arrivals)
         _refuse_if_bad(contract, account, sum(reasons.values(), Counter()))
+        if prior is None:
+            _refuse_absent_fields(contract, marked)
         written = _write(lake, contract, parsed, marked)
     finally:
         marked.unpersist()
@@ -79,14 +84,47 @@ def ingest(
     events = next(t for t in written if t.name == "events")
     _audit(account, written[events], written[QUARANTINE])
     written[INGESTED_FILES] = _file_rows(lake, files, account)
-    for table, rows in sides:
-        written[table] = [write_file(lake.path(table.name), table, {"arrival": arrivals[-1]}, [rows])]
-    versions = {
-        t.name: commit(lake, t, f, replace={"arrival": arrivals}, metadata=metadata) for t, f in written.items()
-    }
+    versions = {}
+    for table, new in written.items():
+        back, astray_ = astray(lake, table, prior[table.name], "arrival", kept) if prior is not None else ([], [])
+        replace = {"arrival": sorted({*arrivals, *astray_})}
+        versions[table.name] = commit(lake, table, [*new, *back], replace=replace, metadata=metadata)
     by_arrival = {a: dict(sorted(c.items())) for a, c in reasons.items()}
     last_day = max((f.partition["ds"] for f in written[events]), default="")
     return Ingested(versions, _by_arrival(files, account), by_arrival, last_day, perf_counter() - started)
+
+
+def ingest_sides(
+    lake: Lake, contract: Contract, root: Path, as_of: str, metadata: dict[str, Any]
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Write the side files' feature fields as they are now, as of an arrival; returns versions and rows per table."""
+    versions, rows = {}, {}
+    for of in ("user", "item"):
+        found = side_table(contract, root, of)
+        if found is not None:
+            table, data = found
+            file = write_file(lake.path(table.name), table, {"arrival": as_of}, [data])
+            versions[table.name] = commit(lake, table, [file], replace={"arrival": [as_of]}, metadata=metadata)
+            rows[table.name] = data.num_rows
+    return versions, rows
+
+
+def _refuse_absent_fields(contract: Contract, marked: DataFrame) -> None:
+    """A log's first batch that never carries a field: its column is misspelt, or not in this log."""
+    from pyspark.sql import functions as F
+
+    fields = contract.fields_from("log")
+    if not fields:
+        return
+    counts = marked.agg(F.count("*").alias("rows"), *(F.count(column_of(f.name)).alias(f.name) for f in fields)).first()
+    assert counts is not None
+    absent = [f for f in fields if not counts[f.name]]
+    if absent and counts["rows"]:
+        names = ", ".join(f"{f.name} (column {f.raw_column!r})" for f in absent)
+        raise DataRefused(
+            f"fields: none of the first {counts['rows']} events has a value for {names}; correct the column in the "
+            "contract or leave the field out; nothing was published"
+        )
 
 
 def _write(lake: Lake, contract: Contract, parsed: DataFrame, marked: DataFrame) -> dict[Table, list[DataFile]]:

@@ -103,6 +103,28 @@ def commit(
     return _land(lake, table, delta, files, replace, app_ids, metadata)
 
 
+def astray(
+    lake: Lake, table: Table, version: int, column: str, values: Sequence[str]
+) -> tuple[list[DataFile], list[str]]:
+    """The partitions among `values` that the newest version holds otherwise than `version`, and their files then.
+
+    A commit on behalf of `version` (the published state) puts them back: since then somebody committed the
+    same partitions for another contract, or died before publishing.
+    """
+    now, then = (_files_by(lake, table, v, column) for v in (lake.version(table.name), version))
+    moved = [v for v in values if {f.path for f in now.get(v, [])} != {f.path for f in then.get(v, [])}]
+    return [f for v in moved for f in then.get(v, [])], moved
+
+
+def _files_by(lake: Lake, table: Table, version: int | None, column: str) -> dict[str, list[DataFile]]:
+    out: dict[str, list[DataFile]] = {}
+    for a in pa.table(lake.open(table.name, version).get_add_actions()).to_pylist():
+        stats = json.dumps({"numRecords": a["num_records"]})
+        file = DataFile(a["path"], a["size_bytes"], a["num_records"], a["partition"], stats)
+        out.setdefault(a["partition"][column], []).append(file)
+    return out
+
+
 def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, app_id: str) -> bool:
     """Append a few rows to an unpartitioned table of records, once per `app_id`.
 

@@ -49,6 +49,12 @@ class CommitError(Logs2RecError):
     """A Delta commit that was refused or whose outcome is known to be a failure."""
 
 
+class SchemaChanged(CommitError):
+    """The contract asks for other columns than a table was written with: another workspace is needed."""
+
+    exit_code = 2
+
+
 class CommitConflict(CommitError):
     """Another writer committed to the same table and partition first: run the command again."""
 

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from deltalake import CommitProperties, DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from infra.errors import CommitError, DataRefused, UsageError
+from infra.errors import CommitError, DataRefused, SchemaChanged, UsageError
 from infra.tables import Table
 
 Where = Mapping[str, str | Sequence[str]]
@@ -159,6 +159,13 @@ def create(lake: Lake, table: Table) -> None:
                 raise CommitError(
                     f"table {table.name!r} cannot be created under {lake.root} ({brief(error)})"
                 ) from error
+    check_schema(lake, table)
+
+
+def check_schema(lake: Lake, table: Table) -> None:
+    """Raise SchemaChanged when the table exists with other columns, nullability or partitioning than declared."""
+    if not lake.exists(table.name):
+        return
     delta = lake.open(table.name)
     stored, partition_by = arrow_schema(delta), delta.metadata().partition_columns
     nullability = [(f.nullable, g.nullable) for f, g in zip(stored, table.schema, strict=False)]
@@ -167,7 +174,7 @@ def create(lake: Lake, table: Table) -> None:
         or any(there != asked for there, asked in nullability)
         or partition_by != list(table.partition_by)
     ):
-        raise CommitError(
+        raise SchemaChanged(
             f"table {table.name!r} under {lake.root} was written with other columns than the contract now asks for\n"
             f"  stored:   {_columns(stored, partition_by)}\n"
             f"  declared: {_columns(table.schema, table.partition_by)}\n"

@@ -132,7 +132,7 @@ INGESTED_FILES = Table(
         ARRIVAL,
         Column("path", pa.string(), "raw file, relative to the data root"),
         Column("size", pa.int64(), "bytes"),
-        Column("etag", pa.string(), "changes when the content does"),
+        Column("etag", pa.string(), "hash of size and modification time: a changed file has another"),
         Column("rows", pa.int64(), "physical rows, a header not counted"),
         Column("events", pa.int64(), "rows that became events"),
         Column("duplicates", pa.int64(), "rows whose event was already there"),

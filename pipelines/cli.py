@@ -218,21 +218,31 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point: turns every error into a message and an exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments)
-    except Logs2RecError as error:
+        # not standalone: wrong options come out as exceptions too, so that --json holds for them
+        code = app(arguments, standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except GateHeld as error:  # the result was printed before
         typer.echo(f"error: {error}", err=True)
-        if "--json" in arguments and not isinstance(error, GateHeld):
-            typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": error.exit_code}))
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except Logs2RecError as error:
+        _fail(arguments, error, f"error: {error}", error.exit_code)
+    except typer.TyperException as error:
+        words = error.format_message() if hasattr(error, "format_message") else str(error)
+        _fail(arguments, error, f"error: {words}" if words else "", UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
         typer.echo("interrupted: what was published stays, the rest is done by the next run", err=True)
         sys.exit(130)
     except Exception as error:
         traceback.print_exc()
-        typer.echo(f"internal failure: {type(error).__name__}: {error}", err=True)
-        if "--json" in arguments:
-            typer.echo(json.dumps({"error": str(error), "kind": type(error).__name__, "exit_code": 1}))
-        sys.exit(1)
+        _fail(arguments, error, f"internal failure: {type(error).__name__}: {error}", 1)
+
+
+def _fail(arguments: list[str], error: Exception, words: str, code: int) -> None:
+    typer.echo(words, err=True)
+    if "--json" in arguments:
+        text = words.removeprefix("error: ")
+        typer.echo(json.dumps({"error": text, "kind": type(error).__name__, "exit_code": code}))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from pipelines.recipe import Recipe
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from evaluate.publish.registry import Registry
+
 Work = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Does a unit's work and returns (outputs, report)."""
 
@@ -66,6 +68,7 @@ class Context:
         self.ledger = Ledger(self.lake)
         self._spark: tuple[ExitStack, SparkSession] | None = None
         self._ray: ExitStack | None = None
+        self._store: tuple[ExitStack, Registry] | None = None
         self._lock = WorkspaceLock(self.workspace)
 
     def __enter__(self) -> Context:
@@ -80,6 +83,8 @@ class Context:
             self._ray.close()
         self._lock.release()
         self.progress.__exit__(kind, error, trace)
+        if self._store is not None:  # last, and with the error: the store explains its own
+            self._store[0].__exit__(kind, error, trace)
 
     def spark(self) -> SparkSession:
         """The Spark session, started on first use."""
@@ -108,6 +113,16 @@ class Context:
             self._ray = ExitStack()
             self._ray.enter_context(cluster(self.recipe.ray))
             self.progress.note(self.progress.current)
+
+    def store(self) -> Registry:
+        """The MLflow store, opened on first use."""
+        if self._store is None:
+            from evaluate.publish.registry import registry
+
+            stack = ExitStack()
+            opened = registry(self.recipe.tracking, self.workspace, self.recipe.name)
+            self._store = stack, stack.enter_context(opened)
+        return self._store[1]
 
     def metadata(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What every commit of a stage carries."""

@@ -30,23 +30,42 @@ def build(
         title=f"logs2rec: {ctx.recipe.name}",
         run_date=data.day,
         decisions=decisions,
-        sections=[*(_metrics(m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
+        sections=[*(_metrics(ctx, m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
         intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
         lineage={t: (v["version"], v["rows"]) for t, v in tables.items()},
         configuration={"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")},
     )
 
 
-def _metrics(model: Mapping[str, Any]) -> Section:
+def _metrics(ctx: Context, model: Mapping[str, Any]) -> Section:
     labels = list(model["metrics"])
-    rows = [[metric, *(model["metrics"][m][metric] for m in labels)] for metric in model["metrics"][labels[0]]]
+    rows = [
+        [metric, *(_figure(metric, model["metrics"][m][metric]) for m in labels)]
+        for metric in model["metrics"][labels[0]]
+    ]
     about = (
         "Whole catalogue, one target per user, means over users; all_items ranks every item, history_removed leaves "
         "out what the user has had (and users whose target is among it)."
         if model["role"] == "retrieval"
         else "Observed labels. uauc: mean of the AUC of each user that has both labels."
     )
-    return Section(f"{model['name']}: version {model['version']}", about, ["metric", *labels], rows)
+    split = split_of(ctx, str(model["role"]))
+    return Section(
+        f"{model['name']}: version {model['version']}", f"Split: {split}. {about}", ["metric", *labels], rows
+    )
+
+
+def split_of(ctx: Context, role: str) -> str:
+    """The split behind a role's figures, in words."""
+    if role == "ranking":
+        return ctx.recipe.samples.split
+    leave_one_out = "leave_one_out (for comparison with papers, not for decisions on traffic)"
+    return leave_one_out if ctx.recipe.sequences.split == "leave_one_out" else ctx.recipe.sequences.split
+
+
+def _figure(metric: str, value: float) -> float | int:
+    """Counts as whole numbers."""
+    return int(value) if metric in ("users", "targets_in_history", "impressions") else value
 
 
 def _intervals(ctx: Context, role: Role, folder: str) -> Intervals:

@@ -58,12 +58,32 @@ def _events(ctx: Context) -> Data:
             plan = _plan(ctx, files)  # whoever held the lock before may have published some
     for row in plan.published:
         ctx.done(row, "skipped")
+    sides = _sides(ctx, plan.arrivals[-1])  # first: a side file that cannot be read costs no Spark job
     previous = plan.previous
     if plan.pending:
-        previous = _ingest(ctx, files, plan.pending, previous)
+        previous = _ingest(ctx, files, plan, previous)
     assert previous is not None
     day = plan.arrivals[-1] if ctx.contract.dated else str(previous.report["last_day"])
-    return Data({t: int(v) for t, v in previous.outputs.items()}, tuple(plan.arrivals), day)
+    versions = {t: int(v) for t, v in previous.outputs.items()}
+    return Data({**versions, **sides}, tuple(plan.arrivals), day)
+
+
+def _sides(ctx: Context, as_of: str) -> dict[str, int]:
+    """The side files as they are now, as of the last arrival; published again when a file changed."""
+    declared = [s for s in (ctx.contract.users, ctx.contract.items) if s is not None]
+    if not declared:
+        return {}
+    files = [f for side in declared for f in sources.list_files(ctx.recipe.data, side)]
+    inputs = {"files": digest([[f.path, f.size, f.etag] for f in files])}
+    config = {"sides": [s.model_dump(mode="json") for s in declared], "fields": _fields(ctx)}
+
+    def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        metadata = ctx.metadata("events", inputs)
+        versions, rows = ingest.ingest_sides(ctx.lake, ctx.contract, ctx.recipe.data, as_of, metadata)
+        return versions, {"rows": rows}
+
+    row = ctx.publish("events:sides", as_of, inputs, config, work)
+    return {t: int(v) for t, v in row.outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -136,14 +156,14 @@ def _inputs(files: list[RawFile], previous: Published | None) -> dict[str, Any]:
     }
 
 
-def _ingest(
-    ctx: Context, files: Mapping[str, list[RawFile]], pending: list[str], previous: Published | None
-) -> Published:
+def _ingest(ctx: Context, files: Mapping[str, list[RawFile]], plan: _Plan, previous: Published | None) -> Published:
+    pending = plan.pending
     ctx.progress.start(f"events: {len(pending)} arrival(s), {pending[0]} to {pending[-1]}")
     batch = [f for a in pending for f in files[a]]
-    prior = previous.version("events") if previous is not None else None
+    prior = {t: int(v) for t, v in previous.outputs.items()} if previous is not None else None
+    kept = [a for a in plan.arrivals if a not in pending]
     metadata = ctx.metadata("events", {"events": prior, "arrivals": [pending[0], pending[-1]]})
-    result = ingest.ingest(ctx.spark(), ctx.lake, ctx.contract, ctx.recipe.data, batch, prior, metadata)
+    result = ingest.ingest(ctx.spark(), ctx.lake, ctx.contract, ctx.recipe.data, batch, prior, metadata, kept)
     last_days = [previous.report["last_day"]] if previous is not None else []
     for arrival in pending:
         report = {**result.accounts[arrival], "reasons": result.reasons.get(arrival, {})}

@@ -145,32 +145,44 @@ def _register(
 
     def work() -> Outputs:
         from evaluate.publish.package import package, same_answer
-        from evaluate.publish.registry import CHALLENGER, query_in_clean_process, registry
+        from evaluate.publish.registry import CHALLENGER, query_in_clean_process
 
         artifact = ctx.workspace / str(candidate.outputs["artifact"])
         packed = package(artifact)
         folder = ctx.workspace / str(evaluated.outputs["folder"])
-        with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-            version, run_id = store.register(
-                name,
-                evaluated.key,
-                artifact=artifact,
-                code=packed.code,
-                signature=packed.signature,
-                example=packed.example,
-                params=_flat({"model": role.candidate.config, "training": role.candidate.training}),
-                metrics=_logged_metrics(evaluated),
-                tags=_lineage(ctx, data, role),
-                files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
-            )
-            answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
-            answers = same_answer(packed.answer, answer)
-            store.move_alias(name, CHALLENGER, version)
-        report = {"name": name, "run_id": run_id, "answers_in_clean_process": answers, "alias": CHALLENGER}
+        store = ctx.store()
+        version, run_id = store.register(
+            name,
+            evaluated.key,
+            artifact=artifact,
+            code=packed.code,
+            signature=packed.signature,
+            example=packed.example,
+            params=_flat({"model": role.candidate.config, "training": role.candidate.training}),
+            metrics=_logged_metrics(evaluated),
+            tags=_lineage(ctx, data, role),
+            files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
+        )
+        answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
+        answers = same_answer(packed.answer, answer)
+        store.move_alias(name, CHALLENGER, version)
+        report = {"name": name, "run_id": run_id, "answers_in_clean_process": answers, "data": _data_json(data)}
         return {"version": version}, report
 
-    inputs = {"evaluation": evaluated.key}
+    # A store that was emptied or replaced has another identity: the version is registered again.
+    inputs = {"evaluation": evaluated.key, "store": ctx.store().identity()}
     return ctx.publish(unit, data.day, inputs, ctx.recipe.tracking.model_dump(mode="json"), work)
+
+
+def _data_json(data: Data) -> dict[str, Any]:
+    """What `promote` needs of the data later on; the inverse of `data_of`."""
+    return {"versions": dict(data.versions), "arrival": data.arrivals[-1], "day": data.day}
+
+
+def data_of(registered: Published) -> Data:
+    """The data that a registered version was evaluated on."""
+    kept = registered.report["data"]
+    return Data(kept["versions"], (kept["arrival"],), kept["day"])
 
 
 def promote(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
@@ -188,36 +200,37 @@ def promote(ctx: Context, data: Data, role: Role, evaluated: Published, register
 def decide_and_move(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
     """Compare with the champion on today's data, record the decision, and move the alias last."""
     from evaluate.publish import promotions
-    from evaluate.publish.registry import CHAMPION, PREVIOUS, registry
+    from evaluate.publish.registry import CHAMPION, PREVIOUS
 
     name, version = f"{ctx.recipe.name}.{role.name}", str(registered.outputs["version"])
-    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-        before = store.alias(name, CHAMPION)
-        evidence = _evidence(ctx, role, evaluated, registered)
-        champion = None
-        if before is not None and before != version:
-            with tempfile.TemporaryDirectory() as into:
-                artifact = store.artifact(name, before, Path(into))
-                scores = role.score(artifact, ctx.lake, data, item_keys(ctx, data))
-            champion = Evidence(before, scores.metrics, scores.per_user, scores.users)
-        elif before == version:
-            champion = Evidence(before, **_plain(evidence[role.candidate.label]))
-        baselines = {label: e for label, e in evidence.items() if label != role.candidate.label}
-        decision = decide(evidence[role.candidate.label], champion, baselines, role.gate)
-        promoted = decision.verdict is Verdict.PROMOTE
-        promotions.record(
-            ctx.lake,
-            name=name,
-            action=decision.verdict.value,
-            from_version=before,
-            to_version=version,
-            reasons=decision.reasons,
-            run_id=ctx.run_id,
-        )
-        if promoted:
-            if before is not None:
-                store.move_alias(name, PREVIOUS, before)
-            store.move_alias(name, CHAMPION, version)
+    store = ctx.store()
+    before = store.alias(name, CHAMPION)
+    candidate = str(evaluated.report["candidate"])
+    evidence = _evidence(ctx, evaluated, registered)
+    champion = None
+    if before is not None and before != version:
+        with tempfile.TemporaryDirectory() as into:
+            artifact = store.artifact(name, before, Path(into))
+            scores = role.score(artifact, ctx.lake, data, item_keys(ctx, data))
+        champion = Evidence(before, scores.metrics, scores.per_user, scores.users)
+    elif before == version:
+        champion = Evidence(before, **_plain(evidence[candidate]))
+    baselines = {label: e for label, e in evidence.items() if label != candidate}
+    decision = decide(evidence[candidate], champion, baselines, role.gate)
+    promoted = decision.verdict is Verdict.PROMOTE
+    promotions.record(
+        ctx.lake,
+        name=name,
+        action=decision.verdict.value,
+        from_version=before,
+        to_version=version,
+        reasons=decision.reasons,
+        run_id=ctx.run_id,
+    )
+    if promoted:
+        if before is not None:
+            store.move_alias(name, PREVIOUS, before)
+        store.move_alias(name, CHAMPION, version)
     return decision
 
 
@@ -225,7 +238,7 @@ def _plain(evidence: Evidence) -> dict[str, Any]:
     return {"metrics": evidence.metrics, "per_user": evidence.per_user, "users": evidence.users}
 
 
-def _evidence(ctx: Context, role: Role, evaluated: Published, registered: Published) -> dict[str, Evidence]:
+def _evidence(ctx: Context, evaluated: Published, registered: Published) -> dict[str, Evidence]:
     """What the evaluation stored of every model; the candidate's with its checks."""
     table = pq.read_table(ctx.workspace / str(evaluated.outputs["folder"]) / "per_user.parquet")
     models = np.asarray(table["model"].to_pylist(), dtype=object)
@@ -235,10 +248,10 @@ def _evidence(ctx: Context, role: Role, evaluated: Published, registered: Publis
     for label, metrics in evaluated.report["metrics"].items():
         mine = models == label
         checks = {}
-        if label == role.candidate.label:
+        if label == evaluated.report["candidate"]:
             checks = {"answers_in_clean_process": bool(registered.report["answers_in_clean_process"])}
         out[label] = Evidence(
-            version if label == role.candidate.label else label, metrics, values[mine], users[mine], checks
+            version if label == evaluated.report["candidate"] else label, metrics, values[mine], users[mine], checks
         )
     return out
 

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from evaluate.decision.gate import Verdict
 from infra.errors import UsageError
+from infra.ledger import Published
 from pipelines.context import Context
-from pipelines.data_stages import run_data
-from pipelines.model_stages import decide_and_move, registered_versions
+from pipelines.model_stages import data_of, decide_and_move
 from pipelines.roles import Role, roles
 
 
 def promote(ctx: Context, role_name: str | None) -> list[dict[str, Any]]:
-    """Ask the gate again, today, about the registered version of each role; moves the alias if it says so."""
-    ctx.only = "promote"
+    """Ask the gate again about each role's newest registered version, on the data it was evaluated on."""
+    from evaluate.publish.registry import CHAMPION
+
     ctx.hold()
-    data = run_data(ctx)
     out = []
-    for role, evaluated, registered in registered_versions(ctx, data, _roles(ctx, role_name)):
-        decision = decide_and_move(ctx, data, role, evaluated, registered)
-        entry = {"name": registered.report["name"], "version": registered.outputs["version"]}
-        entry |= {"verdict": decision.verdict.value, "reasons": list(decision.reasons)}
-        champion = decision.verdict is Verdict.PROMOTE or any("already champion" in r for r in decision.reasons)
-        out.append({**entry, "alias": "champion" if champion else "challenger"})
+    for role, registered in [(r, _newest(ctx, r)) for r in _roles(ctx, role_name)]:
+        evaluated = ctx.ledger.find(registered.inputs["evaluation"])
+        assert evaluated is not None  # a registration is published after its evaluation
+        decision = decide_and_move(ctx, data_of(registered), role, evaluated, registered)
+        name, version = registered.report["name"], str(registered.outputs["version"])
+        champion = ctx.store().alias(name, CHAMPION) == version
+        entry = {"name": name, "version": version, "alias": "champion" if champion else "challenger"}
+        out.append({**entry, "verdict": decision.verdict.value, "reasons": list(decision.reasons)})
     return out
+
+
+def _newest(ctx: Context, role: Role) -> Published:
+    """The newest registration of a role in the store at hand."""
+    store = ctx.store().identity()
+    rows = [r for r in ctx.ledger.rows() if r.unit == f"register:{role.name}" and r.inputs["store"] == store]
+    if not rows:
+        raise UsageError(f"{_name(ctx, role)}: no version is registered; run `logs2rec run` first")
+    return rows[-1]
 
 
 def rollback(ctx: Context, role_name: str | None, reason: str) -> list[dict[str, Any]]:
@@ -33,25 +43,25 @@ def rollback(ctx: Context, role_name: str | None, reason: str) -> list[dict[str,
     Raises UsageError when a name has no champion or none before it; nothing is moved then.
     """
     from evaluate.publish import promotions
-    from evaluate.publish.registry import CHAMPION, registry
+    from evaluate.publish.registry import CHAMPION
 
-    out = []
     ctx.hold()
-    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-        moves = [(r, *_previous(ctx, r, store.alias(_name(ctx, r), CHAMPION))) for r in _roles(ctx, role_name)]
-        for role, current, previous in moves:
-            name = _name(ctx, role)
-            promotions.record(
-                ctx.lake,
-                name=name,
-                action="rollback",
-                from_version=current,
-                to_version=previous,
-                reasons=[reason],
-                run_id=ctx.run_id,
-            )
-            store.move_alias(name, CHAMPION, previous)
-            out.append({"name": name, "from_version": current, "version": previous, "alias": CHAMPION})
+    store = ctx.store()
+    out = []
+    moves = [(r, *_previous(ctx, r, store.alias(_name(ctx, r), CHAMPION))) for r in _roles(ctx, role_name)]
+    for role, current, previous in moves:
+        name = _name(ctx, role)
+        promotions.record(
+            ctx.lake,
+            name=name,
+            action="rollback",
+            from_version=current,
+            to_version=previous,
+            reasons=[reason],
+            run_id=ctx.run_id,
+        )
+        store.move_alias(name, CHAMPION, previous)
+        out.append({"name": name, "from_version": current, "version": previous, "alias": CHAMPION})
     return out
 
 

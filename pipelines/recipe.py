@@ -33,6 +33,15 @@ class SequenceModelRun(Settings):
     config: SequenceConfig
     training: TrainingSettings = TrainingSettings()
 
+    @model_validator(mode="after")
+    def _an_epoch_for_every_stage(self) -> SequenceModelRun:
+        stages = getattr(self.config, "stage_count", 1)
+        if self.training.epochs < stages:
+            raise ValueError(
+                f"training.epochs {self.training.epochs} is less than the model's {stages} stages; raise it"
+            )
+        return self
+
     @property
     def label(self) -> str:
         """The name to show."""

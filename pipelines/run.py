@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from evaluate.decision.gate import Decision, Verdict
+from evaluate.decision.gate import Decision
 from pipelines.context import Context
+from pipelines.daily_report import build, split_of
 from pipelines.data_stages import Data, run_data
 from pipelines.model_stages import run_models
 from pipelines.roles import roles
@@ -86,6 +87,7 @@ def _models(ctx: Context, decisions: dict[str, Decision]) -> list[dict[str, Any]
         model = {
             "name": name,
             "role": role.name,
+            "split": split_of(ctx, role.name),
             "candidate": role.candidate.label,
             "version": version,
             "mlflow_run_id": registered.report["run_id"],
@@ -93,19 +95,16 @@ def _models(ctx: Context, decisions: dict[str, Decision]) -> list[dict[str, Any]
         }
         if decision is not None:
             model |= {"verdict": decision.verdict.value, "reasons": list(decision.reasons)}
-            model["alias"] = _alias(ctx, name, version, decision)
+            model["alias"] = _alias(ctx, name, version)
         out.append(model)
     return out
 
 
-def _alias(ctx: Context, name: str, version: str, decision: Decision) -> str:
-    """champion, or challenger when the gate held it and nobody promoted it since."""
-    if decision.verdict is Verdict.PROMOTE:
-        return "champion"
-    from evaluate.publish.registry import CHAMPION, registry
+def _alias(ctx: Context, name: str, version: str) -> str:
+    """champion, or challenger when the gate held it or somebody rolled it back since."""
+    from evaluate.publish.registry import CHAMPION
 
-    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-        return "champion" if store.alias(name, CHAMPION) == version else "challenger"
+    return "champion" if ctx.store().alias(name, CHAMPION) == version else "challenger"
 
 
 def _report(
@@ -116,15 +115,12 @@ def _report(
     tables: dict[str, dict[str, int]],
 ) -> str:
     """The day's page; written again only when something was done."""
-    from evaluate.publish.registry import registry
     from evaluate.publish.report import write_report
-    from pipelines.daily_report import build
 
     path = ctx.workspace / "reports" / data.day / "report.html"
     if path.exists() and all(s.status == "skipped" for s in ctx.steps):
         return str(path)
     write_report(path, build(ctx, data, decisions, models, tables))
-    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-        for model in models:
-            store.attach(model["mlflow_run_id"], path)
+    for model in models:
+        ctx.store().attach(model["mlflow_run_id"], path)
     return str(path)

@@ -32,10 +32,9 @@ def status(ctx: Context) -> dict[str, Any]:
 
 
 def _aliases(ctx: Context) -> dict[str, dict[str, str | None]]:
-    from evaluate.publish.registry import CHALLENGER, CHAMPION, registry
+    from evaluate.publish.registry import CHALLENGER, CHAMPION
 
-    with registry(ctx.recipe.tracking, ctx.workspace, ctx.recipe.name) as store:
-        return {
-            name: {alias: store.alias(name, alias) for alias in (CHAMPION, CHALLENGER)}
-            for name in (f"{ctx.recipe.name}.{r.name}" for r in roles(ctx.recipe))
-        }
+    return {
+        name: {alias: ctx.store().alias(name, alias) for alias in (CHAMPION, CHALLENGER)}
+        for name in (f"{ctx.recipe.name}.{r.name}" for r in roles(ctx.recipe))
+    }

@@ -19,6 +19,7 @@ _SHOWN = {
         "all_items/ndcg_at_20",
         "catalogue_coverage",
         "category_count",
+        "targets_unseen_share",
     ),
     "ranking": ("auc", "uauc", "log_loss"),
 }
@@ -65,7 +66,7 @@ def _rows(console: Console, outcome: Outcome, truth: Mapping[str, Any] | None) -
 def _metrics(model: Mapping[str, Any]) -> Table:
     labels = list(model["metrics"])
     heads = [f"{m} (candidate)" if m == model["candidate"] else m for m in labels]
-    table = Table("metric", *heads, title=f"{model['name']} on the test split", title_justify="left")
+    table = Table("metric", *heads, title=f"{model['name']}, test split, {model['split']}", title_justify="left")
     for metric in _SHOWN[model["role"]]:
         if metric in model["metrics"][model["candidate"]]:
             table.add_row(metric, *(f"{model['metrics'][m][metric]:.4f}" for m in labels))

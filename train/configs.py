@@ -74,6 +74,11 @@ class ADRecConfig(TransformerShape):
     seen_padding: bool = False
     """True repeats the published mask, under which real positions attend to padding (peers.md, defect 4)."""
 
+    @property
+    def stage_count(self) -> int:
+        """Stages that a run goes through; it needs at least as many epochs."""
+        return 1 + (self.pretrain_share > 0) + (self.align_share > 0)
+
     @model_validator(mode="after")
     def _stages_leave_room(self) -> ADRecConfig:
         if self.pretrain_share + self.align_share >= 1:

@@ -282,7 +282,7 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
 
 
 def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[str, Any]:
-    """Popularity needs no worker: one count over all training events, chunks without a target included."""
+    """Popularity needs no worker: one count over the items of all training chunks (a lone event is in none)."""
     started = time.perf_counter()
     lake, version = Lake(request.lake), request.versions["sequences"]
     valid = SequenceData.from_lake(lake, version, request.as_of, "valid")

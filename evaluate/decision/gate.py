@@ -93,7 +93,7 @@ def decide(
 
     REJECT: a check is False; a metric is not finite. HOLD: it is the champion; fewer users than
     `min_users`; not above a floor baseline; coverage below `min_coverage`; the lower bound against the
-    champion not above -margin. Without a champion a candidate that passes the floors is promoted.
+    champion not above -margin. Without a champion a candidate that passes the floors and is above 0 is promoted.
     UsageError, a fault of the caller: evidence on other users, a missing baseline or metric, per-user
     values that do not average to the metric they claim to be.
     """
@@ -152,8 +152,10 @@ def _against_champion(
     candidate: Evidence, champion: Evidence | None, policy: GatePolicy
 ) -> tuple[Difference | None, Finding]:
     if champion is None:
-        text = f"no champion yet: the first one, {policy.metric} {candidate.mean:.5f} on {len(candidate.users)} users"
-        return None, (True, text)
+        shown = f"{policy.metric} {candidate.mean:.5f} on {len(candidate.users)} users"
+        if candidate.mean <= 0:
+            return None, (False, f"no champion yet, and the candidate found nothing: {shown}")
+        return None, (True, f"no champion yet: the first one, {shown}")
     difference = paired_bootstrap(candidate.per_user, champion.per_user, seed=policy.seed, resamples=policy.resamples)
     means = (
         f"{policy.metric} {candidate.mean:.5f} against {champion.mean:.5f} of champion {champion.version} "

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version as installed_version
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
 BUILD_TAG = "logs2rec.build"
+STORE_TAG = "logs2rec.store"
 
 #: Whatever of these the user has set stays. MLflow reads the first one when it is imported.
 _ENVIRONMENT = {
@@ -55,6 +57,14 @@ class Registry:
 
     def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
         self.client, self.uri, self.experiment_id = client, uri, experiment_id
+
+    def identity(self) -> str:
+        """An id that the store was given when it was first used: an emptied or replaced store has another."""
+        found = self.client.get_experiment(self.experiment_id).tags.get(STORE_TAG)
+        if found is None:
+            found = uuid.uuid4().hex
+            self.client.set_experiment_tag(self.experiment_id, STORE_TAG, found)
+        return str(found)
 
     def register(
         self,

@@ -10,7 +10,7 @@ import gzip
 import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurize.contract import Contract
-from featurize.ingest import Ingested, ingest
+from featurize.ingest import Ingested, ingest, ingest_sides
 from featurize.simulate import simulate
 from featurize.sources import list_files
 from infra.config import load
@@ -47,7 +47,7 @@ def run(
     contract: Contract,
     root: Path,
     arrivals: Sequence[str] | None = None,
-    prior: int | None = None,
+    prior: Mapping[str, int] | None = None,
 ) -> Ingested:
     files = [f for f in list_files(root, contract.source) if arrivals is None or f.arrival in arrivals]
     return ingest(spark, lake, contract, root, files, prior, {"run": "test"})
@@ -165,8 +165,11 @@ class TestSimulatedTruth:
         lines = {(file, position): line for _, file, position, line in physical(simulated.root)}
         assert all(q["raw"] == lines[q["file"], q["position"]].decode()[:4096] for q in got)
 
-    def test_side_features_are_those_of_the_last_arrival(self, simulated: Simulated) -> None:
-        read = simulated.lake.read("item_features", simulated.result.versions["item_features"]).to_pylist()
+    def test_side_features_are_those_of_the_file(self, simulated: Simulated) -> None:
+        contract = load(SIMULATOR, Contract)
+        versions, rows = ingest_sides(simulated.lake, contract, simulated.root, max(simulated.truth["arrivals"]), {})
+        read = simulated.lake.read("item_features", versions["item_features"]).to_pylist()
+        assert rows["item_features"] == len(read)
         lines = [json.loads(line) for line in (simulated.root / "items.jsonl").read_text().splitlines()]
         expected = {line["item_id"]: (line.get("category"), line.get("tags"), line.get("quality")) for line in lines}
         assert {r["key"]: (r["f_category"], r["f_tags"], r["f_quality"]) for r in read} == expected
@@ -231,11 +234,11 @@ def test_ids_that_come_again_on_other_days(spark: SparkSession, tmp_path: Path) 
 
     at_once, batched = Lake(tmp_path / "at-once"), Lake(tmp_path / "batched")
     whole = run(spark, at_once, contract, tmp_path)
-    prior: int | None = None
+    prior: Mapping[str, int] | None = None
     for batch in (days[:4], days[4:]):
         result = run(spark, batched, contract, tmp_path, batch, prior)
-        prior = result.versions["events"]
-    for lake, version in ((at_once, whole.versions["events"]), (batched, prior)):
+        prior = result.versions
+    for lake, version in ((at_once, whole.versions["events"]), (batched, result.versions["events"])):
         assert version is not None
         events = lake.read("events", version).to_pylist()
         assert sorted((e["arrival"], e["file"], e["position"], e["event_id"]) for e in events) == sorted(expected)
@@ -342,10 +345,10 @@ def test_nothing_is_committed_when_a_file_cannot_be_used(spark: SparkSession, tm
         run(spark, lake, csv, tmp_path)
     with_side = log_contract("log", users=side, fields=[field])
     with pytest.raises(DataRefused, match="users: no file there"):
-        run(spark, lake, with_side, tmp_path)
+        ingest_sides(lake, with_side, tmp_path, "undated", {})
     write_lines(tmp_path / "users", {"id": "u1", "age": "old"})
     with pytest.raises(DataRefused, match="users, position 0: 'old' is not a number"):
-        run(spark, lake, with_side, tmp_path)
+        ingest_sides(lake, with_side, tmp_path, "undated", {})
     assert committed(lake) == {}
 
 

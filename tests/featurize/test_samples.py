@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from featurize import samples, vocabularies
 from featurize.contract import Contract
-from featurize.ingest import ingest
+from featurize.ingest import ingest, ingest_sides
 from featurize.samples import SampleSettings, field_kinds, index_of
 from featurize.simulate import simulate
 from featurize.sources import list_files
@@ -258,9 +258,10 @@ class TestSimulatedLog:
         contract, lake = load(CONTRACTS / "simulator.yaml", Contract), Lake(folder / "lake")
         ingested = ingest(spark, lake, contract, folder / "log", list_files(folder / "log", contract.source), None, {})
         days = sorted(ingested.accounts)
+        sides, _ = ingest_sides(lake, contract, folder / "log", days[-1], {})
         made = VocabularySettings(min_item_count=8, min_value_count=5)
-        built = vocabularies.build(spark, lake, contract, made, ingested.versions, days, None, {})
-        versions = {**ingested.versions, **built.versions}
+        built = vocabularies.build(spark, lake, contract, made, {**sides, **ingested.versions}, days, None, {})
+        versions = {**sides, **ingested.versions, **built.versions}
         written, report = samples.build(spark, lake, contract, SampleSettings(), versions, days, days[-1], {})
         assert json.dumps(report), "the report goes into the ledger"
         versions |= written

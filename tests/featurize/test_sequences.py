@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from featurize import sequences, vocabularies
 from featurize.contract import Contract
-from featurize.ingest import ingest
+from featurize.ingest import ingest, ingest_sides
 from featurize.sequences import Cut, SequenceSettings, chunks, sequences_of, users_of
 from featurize.sources import list_files
 from featurize.vocabularies import VocabularySettings
@@ -341,11 +341,12 @@ def test_movielens_leave_one_out_against_sql(spark: SparkSession, lake: Lake, ml
     recipes = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "contracts"
     contract = load(recipes / "ml-100k.yaml", Contract)
     ingested = ingest(spark, lake, contract, ml_100k, list_files(ml_100k, contract.source), None, {})
+    sides, _ = ingest_sides(lake, contract, ml_100k, "undated", {})
     assert ingested.accounts["undated"]["events"] == ingested.accounts["undated"]["rows"] == 100_000
     built = vocabularies.build(
-        spark, lake, contract, VocabularySettings(), ingested.versions, ["undated"], None, {"run": "test"}
+        spark, lake, contract, VocabularySettings(), {**sides, **ingested.versions}, ["undated"], None, {"run": "test"}
     )
-    versions = {**ingested.versions, **built.versions}
+    versions = {**sides, **ingested.versions, **built.versions}
     settings_ = SequenceSettings(split="leave_one_out", positives_only=True)
     made, counts = sequences.build(
         spark, lake, contract, settings_, versions, ["undated"], ingested.last_day, {"run": "test"}

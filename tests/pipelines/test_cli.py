@@ -62,6 +62,7 @@ def test_opening_a_recipe_imports_no_framework() -> None:
         ("retrieval.gate.floor_baselines=[nobody]", "nobody"),
         ("retrieval.evaluation.category_field=colour", "colour"),
         ("retrieval.evaluation.steps=5", "exceeds the 4 steps"),
+        ("retrieval.candidate.training.epochs=2", "3 stages"),
         ("sequences", "expected a.b=value"),
         ("retrieval.candidate.training.batch_size=1", "batch_size"),
     ],
@@ -124,6 +125,14 @@ def test_a_stage_without_its_input_says_what_to_run(tmp_path: Path) -> None:
     done = logs2rec("stage", "samples", "--config", small_recipe(tmp_path))
     assert done.code == 2
     assert "logs2rec stage events" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["run", "--wrong", "--json"], ["run", "--json"], ["cook", "--json"]])
+def test_wrong_options_are_json_too(arguments: list[str]) -> None:
+    done = logs2rec(*arguments)
+    assert done.code == 2
+    assert done.json["exit_code"] == 2
+    assert done.json["error"]
 
 
 def test_simulate_refuses_a_full_folder(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
+from featurize.contract import Label
 from featurize.simulate import simulate
-from infra.errors import DataRefused, UsageError
+from infra.errors import DataRefused, SchemaChanged, UsageError
 from pipelines.context import Context
 from pipelines.data_stages import Data, run_data
 from pipelines.progress import Progress
@@ -35,7 +36,8 @@ def data_run(folder: Path, workspace: str, until: str | None = None, **options: 
 
 
 def published(ctx: Context) -> list[str]:
-    return [f"{s.unit} {s.date}" for s in ctx.steps if s.status == "published"]
+    """What the command published, side files apart."""
+    return [f"{s.unit} {s.date}" for s in ctx.steps if s.status == "published" and s.unit != "events:sides"]
 
 
 def rows(ctx: Context, data: Data, tables: tuple[str, ...]) -> dict[str, Counter[str]]:
@@ -80,6 +82,55 @@ def test_a_changed_file_reopens_its_arrival_and_the_later_ones(spark: SparkSessi
         c: before.lake.dataset("events", d.versions["events"]).count_rows() for c, d in (("a", data), ("b", data_after))
     }
     assert count["b"] == count["a"] + 1
+
+
+def test_another_contract_and_back_leaves_no_row_of_the_other(spark: SparkSession, folder: Path) -> None:
+    """A, then B, then A again, whose arrivals are published already, then one more arrival under A."""
+    first, data = data_run(folder, "w", until="events", last=DAYS[2])
+    recipe, contract = open_recipe(small_recipe(folder, workspace=str(folder / "w")))
+    other = contract.model_copy(update={"label": Label(column="event", one_of=("impression",))})
+    with Context(recipe, other, Progress(1), last=DAYS[2]) as b:
+        run_data(b, until="events")
+    assert published(b) == [f"events {d}" for d in DAYS[:3]]
+    again, _ = data_run(folder, "w", until="events", last=DAYS[2])
+    assert published(again) == []
+    more, data_more = data_run(folder, "w", until="events", last=DAYS[3])
+    assert published(more) == [f"events {DAYS[3]}"]
+    where = {"arrival": DAYS[:3]}
+    for table in ("events", "quarantine", "ingested_files"):
+        ours = Counter(map(repr, more.lake.read(table, data_more.versions[table], where).to_pylist()))
+        theirs = Counter(map(repr, first.lake.read(table, data.versions[table], where).to_pylist()))
+        assert ours == theirs, table
+
+
+def test_a_changed_side_file_is_published_again(spark: SparkSession, folder: Path) -> None:
+    data_run(folder, "w", until="vocabularies")
+    items = folder / "raw" / "items.jsonl"
+    items.write_text(items.read_text() + json.dumps({"item_id": "late", "category": "brand new"}) + "\n")
+    ctx, data = data_run(folder, "w", until="vocabularies")
+    assert published(ctx) == [f"vocabularies {DAYS[4]}"]
+    keys = {r["key"] for r in ctx.lake.read("item_features", data.versions["item_features"]).to_pylist()}
+    assert "late" in keys
+    values = ctx.lake.read("field_values", data.versions["field_values"]).to_pylist()
+    assert {"brand new"} <= {v["key"] for v in values if v["field"] == "category"}
+
+
+def test_a_field_that_is_nowhere_in_the_log_is_named(spark: SparkSession, folder: Path) -> None:
+    recipe, contract = open_recipe(small_recipe(folder))
+    fields = (*contract.fields, contract.fields[0].model_copy(update={"name": "colour", "column": "colur"}))
+    with Context(recipe, contract.model_copy(update={"fields": fields}), Progress(1)) as ctx:
+        with pytest.raises(DataRefused, match=r"colour \(column 'colur'\)"):
+            run_data(ctx)
+    assert ctx.ledger.rows() == [] or {r.unit for r in ctx.ledger.rows()} == {"events:sides"}
+
+
+def test_other_columns_are_refused_before_spark(spark: SparkSession, folder: Path) -> None:
+    data_run(folder, "w", until="events", last=DAYS[3])
+    recipe, contract = open_recipe(small_recipe(folder, workspace=str(folder / "w")))
+    narrower = contract.model_copy(update={"fields": contract.fields[1:]})
+    with Context(recipe, narrower, Progress(1), last=DAYS[3]) as ctx:
+        with pytest.raises(SchemaChanged, match="other columns"):
+            run_data(ctx)
 
 
 def test_published_arrivals_outlive_their_raw_files(spark: SparkSession, folder: Path) -> None:
