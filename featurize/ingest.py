@@ -8,6 +8,7 @@ late event adds a file to its day and rewrites nothing.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from infra import tables
 from infra.commit import DataFile, astray, commit, write_file
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake, check_schema
-from infra.tables import INGESTED_FILES, QUARANTINE, Table, column_of
+from infra.tables import INGESTED_FILES, QUARANTINE, Table
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -76,7 +77,7 @@ def ingest(
         reasons = _reasons(parsed, arrivals)
         _refuse_if_bad(contract, account, sum(reasons.values(), Counter()))
         if prior is None:
-            _refuse_absent_fields(contract, marked)
+            _refuse_absent_fields(contract, parsed)
         written = _write(lake, contract, parsed, marked)
     finally:
         marked.unpersist()
@@ -109,21 +110,15 @@ def ingest_sides(
     return versions, rows
 
 
-def _refuse_absent_fields(contract: Contract, marked: DataFrame) -> None:
-    """A log's first batch that never carries a field: its column is misspelt, or not in this log."""
-    from pyspark.sql import functions as F
-
-    fields = contract.fields_from("log")
-    if not fields:
-        return
-    counts = marked.agg(F.count("*").alias("rows"), *(F.count(column_of(f.name)).alias(f.name) for f in fields)).first()
-    assert counts is not None
-    absent = [f for f in fields if not counts[f.name]]
-    if absent and counts["rows"]:
+def _refuse_absent_fields(contract: Contract, parsed: DataFrame) -> None:
+    """A log's first batch without a single record that has a field's column: misspelt, or not in this log."""
+    reports = [set(json.loads(r.detail)) for r in parsed.where("lines > 0").select("detail").distinct().collect()]
+    nowhere = set.intersection(*reports) if reports else set()
+    if absent := [f for f in contract.fields_from("log") if f.raw_column in nowhere]:
         names = ", ".join(f"{f.name} (column {f.raw_column!r})" for f in absent)
         raise DataRefused(
-            f"fields: none of the first {counts['rows']} events has a value for {names}; correct the column in the "
-            "contract or leave the field out; nothing was published"
+            f"fields: no row of this log has the column of {names}; correct it in the contract or leave the field "
+            "out; nothing was published"
         )
 
 

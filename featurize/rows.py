@@ -196,10 +196,17 @@ class RowParser:
 
 
 def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
-    """Every row of the split as plan.schema, then one report row that carries the number of rows read."""
+    """Every row of the split as plan.schema, then one report row.
+
+    The report carries the number of rows read as `lines`, and as `detail` the JSON list of those field
+    columns that no record had at all.
+    """
     parser, block, count = RowParser(plan), [], 0
+    absent = {column for _, _, column, _ in plan.fields}
     for position, raw, record in read_split(split, plan.format, plan.delimiter):
         count += 1
+        if absent and isinstance(record, dict):
+            absent.difference_update(record)
         row: dict[str, Any] = {"arrival": split.arrival, "file": split.file, "position": position}
         try:
             if isinstance(record, Refused):
@@ -215,7 +222,8 @@ def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
         if len(block) >= BLOCK_ROWS:
             yield pa.RecordBatch.from_pylist(block, schema=plan.schema)
             block = []
-    block.append({"arrival": split.arrival, "file": split.file, "position": split.start, "lines": count})
+    report = {"lines": count, "detail": json.dumps(sorted(absent))}
+    block.append({"arrival": split.arrival, "file": split.file, "position": split.start, **report})
     yield pa.RecordBatch.from_pylist(block, schema=plan.schema)
 
 

@@ -75,12 +75,6 @@ def build(
         rows = {s: sum(f.rows for f in files if f.partition["split"] == s) for s in ("train", "valid", "test")}
         if not rows["train"]:
             raise DataRefused(f"samples: no labelled event to train on before {day}; check samples.split and the dates")
-        for split in ("valid", "test"):
-            if not rows[split]:
-                raise DataRefused(
-                    f"samples: no labelled event in the {split} split of {day} (samples.split: {settings.split}); "
-                    "take other dates, or per_user_ratio for a small log"
-                )
         described = _describe(frame, kinds, vocabulary, day)
     finally:
         frame.unpersist()

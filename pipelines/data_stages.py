@@ -217,6 +217,7 @@ def _sequences(ctx: Context, data: Data) -> Mapping[str, int]:
         versions, rows = sequences.build(
             ctx.spark(), ctx.lake, ctx.contract, settings, data.versions, data.arrivals, data.day, metadata
         )
+        _require_splits("sequences", data.day, settings.split, rows)
         return versions, {"rows": rows}
 
     row = ctx.publish("sequences", data.day, inputs, config, work)
@@ -231,12 +232,25 @@ def _samples(ctx: Context, data: Data) -> Mapping[str, int]:
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("samples", inputs)
-        return samples.build(
+        versions, report = samples.build(
             ctx.spark(), ctx.lake, ctx.contract, settings, data.versions, data.arrivals, data.day, metadata
         )
+        _require_splits("samples", data.day, settings.split, report["rows"])
+        return versions, report
 
     row = ctx.publish("samples", data.day, inputs, config, work)
     return {t: row.version(t) for t in ("samples", FIELDS.name)}
+
+
+def _require_splits(stage: str, day: str, split: str, rows: Mapping[str, int]) -> None:
+    """Raise DataRefused, before anything is published, when there is nothing to validate or test on."""
+    for part in ("valid", "test"):
+        if not rows[part]:
+            other = "leave_one_out" if stage == "sequences" else "per_user_ratio"
+            raise DataRefused(
+                f"{stage}: the {part} split of {day} is empty ({stage}.split is {split}); take another run date, "
+                f"or {stage}.split={other} for a small log"
+            )
 
 
 def _fields(ctx: Context) -> list[Any]:

@@ -182,10 +182,10 @@ class TestSimulatedTruth:
         """Then the last arrival again, as after a crash before the ledger: the same rows."""
         lake, contract = Lake(tmp_path / "lake"), load(SIMULATOR, Contract)
         days = sorted(simulated.truth["arrivals"])
-        priors: list[int | None] = [None]
+        priors: list[Mapping[str, int] | None] = [None]
         for batch in (days[:1], days[1:4], days[4:]):
             result = run(spark, lake, contract, simulated.root, batch, priors[-1])
-            priors.append(result.versions["events"])
+            priors.append(result.versions)
             assert result.accounts == {d: simulated.truth["arrivals"][d] for d in batch}
         again = run(spark, lake, contract, simulated.root, days[4:], priors[-2])
         for written in (result, again):
