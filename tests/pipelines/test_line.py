@@ -218,7 +218,7 @@ def test_rollback_without_a_predecessor_is_refused(line: Line) -> None:
 
 
 def test_promote_asks_the_gate_again(line: Line, store: mlflow.MlflowClient) -> None:
-    """Last in this file: it makes the held model champion."""
+    """It makes the held model champion."""
     held = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--json")
     assert held.code == 4
     policy = ["--set", "ranking.gate.min_users=1"]
@@ -227,3 +227,23 @@ def test_promote_asks_the_gate_again(line: Line, store: mlflow.MlflowClient) -> 
     assert moved.json["models"][0]["verdict"] == "promote"
     assert store.get_model_version_by_alias("small.ranking", "champion").version == 1
     assert logs2rec("run", "--config", line.recipe).code == 0  # nothing is held any more
+
+
+def test_an_alias_moved_by_hand_is_what_run_reports(line: Line, store: mlflow.MlflowClient) -> None:
+    store.delete_registered_model_alias("small.ranking", "champion")
+    seen = logs2rec("run", "--config", line.recipe, "--json")
+    assert seen.code == 4
+    assert {m["name"]: m["alias"] for m in seen.json["models"]}["small.ranking"] == "challenger"
+
+
+def test_a_lost_store_is_filled_again_without_training(line: Line) -> None:
+    """Last of all: it takes the store away."""
+    (line.folder / "workspace" / "mlflow.db").unlink()
+    done = logs2rec("run", "--config", line.recipe, "--json")
+    assert done.code == 4, done.stderr
+    again = {s["unit"] for s in done.json["stages"] if s["status"] == "published"}
+    assert again == {"register:retrieval", "register:ranking", "promote:retrieval", "promote:ranking"}
+    assert {m["name"]: m["alias"] for m in done.json["models"]} == {
+        "small.retrieval": "champion",
+        "small.ranking": "challenger",
+    }
