@@ -115,7 +115,8 @@ class AsymDiffRecConfig(Settings):
     base: DNNConfig = DNNConfig()
     """The model it wraps: p = f(h(x))."""
     recon_weight: float = Field(1.0, ge=0)
-    """Weight of L_recon; the paper writes the sum without weights."""
+    """Weight of L_recon, which is taken per dimension of h(x); the width of h(x) gives the sum as the paper
+    writes it, without weights, and did worse here (CHANGELOG)."""
     aux_weight: float = Field(1.0, ge=0)
     """Weight of L_aux."""
     hidden: int = Field(64, ge=1)
