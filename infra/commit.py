@@ -25,6 +25,7 @@ from deltalake import CommitProperties, DeltaTable, Schema, Transaction
 from deltalake.exceptions import CommitFailedError
 from deltalake.transaction import AddAction, RemoveAction
 
+from infra.disk import sync
 from infra.errors import CommitConflict, CommitError
 from infra.lake import Lake, brief, create, same_schema
 from infra.tables import Table
@@ -70,7 +71,7 @@ def write_file(folder: str, table: Table, partition: Mapping[str, str], batches:
         sink.flush()
         os.fsync(sink.fileno())
     for parent in (target.parent, *target.parent.parents)[: len(table.partition_by) + 1]:
-        _fsync_folder(parent)  # up to the table's: each may be new
+        sync(parent)  # up to the table's: each may be new
     path, stats = target.relative_to(folder).as_posix(), json.dumps({"numRecords": rows.num_rows})
     return DataFile(path, target.stat().st_size, rows.num_rows, dict(partition), stats)
 
@@ -319,14 +320,6 @@ def _log(lake: Lake, table: Table) -> Path:
     return Path(lake.path(table.name)) / "_delta_log"
 
 
-def _fsync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _fsync_log(lake: Lake, table: Table, base: int, version: int) -> None:
     """Local commits are not fsynced by deltalake: a power cut could lose an acknowledged one.
 
@@ -337,4 +330,4 @@ def _fsync_log(lake: Lake, table: Table, base: int, version: int) -> None:
         with open(log / f"{number:020d}.json", "rb") as entry:
             os.fsync(entry.fileno())
     for folder in (log, log.parent, lake.root):
-        _fsync_folder(folder)
+        sync(folder)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from infra.disk import sync
 from infra.errors import ArtifactError, ConfigError
 from infra.tables import Kind
 from train.checkpoint import (
@@ -30,7 +31,6 @@ from train.checkpoint import (
     file_digest,
     read_json,
     read_tensors,
-    sync,
     verify,
     write_json,
     write_manifest,

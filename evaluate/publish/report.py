@@ -22,6 +22,7 @@ import numpy as np
 
 from evaluate.decision.gate import Decision
 from evaluate.decision.statistics import Interval
+from infra.disk import sync
 from infra.errors import UsageError
 
 
@@ -82,11 +83,7 @@ def write_report(path: str | Path, report: Report) -> None:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync(path.parent)
     except OSError as error:
         raise UsageError(f"{path}: the report cannot be written ({error.strerror}); choose another path") from None
 
