@@ -9,35 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from featurize import delta, vocabularies
 from featurize.contract import Contract
+from featurize.settings import SampleSettings
 from featurize.vocabularies import ITEM, USER, side_partition
 from infra.commit import commit, write_file
-from infra.config import Settings
 from infra.errors import ConfigError, DataRefused
 from infra.lake import Lake
 from infra.tables import FIELDS, UNKNOWN, Kind, column_of, events, samples, side_features
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
-
-
-class SampleSettings(Settings):
-    """How labelled events are split into training, validation and test samples."""
-
-    split: Literal["temporal", "per_user_ratio"] = "temporal"
-    """temporal: days before d-1, d-1, and d. per_user_ratio: the last share of each user's events tests."""
-    test_share: float = Field(0.2, gt=0, lt=1)
-    """per_user_ratio: share of each user's latest events (rounded up) for test."""
-    valid_share: float = Field(0.1, gt=0, lt=1)
-    """per_user_ratio: share of each user's remaining latest events (rounded up) for validation."""
 
 
 def field_kinds(contract: Contract) -> list[tuple[str, Kind]]:

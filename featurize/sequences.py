@@ -9,17 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from featurize import delta
 from featurize.contract import Contract
+from featurize.settings import SequenceSettings
 from infra.commit import commit
-from infra.config import Settings
 from infra.errors import DataRefused
 from infra.lake import Lake
 from infra.tables import ITEMS, SEQUENCES, UNKNOWN, events
@@ -28,20 +27,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _OUTPUT = "split string, user string, items array<int>, target int, target_ts timestamp"
-
-
-class SequenceSettings(Settings):
-    """How histories become sequences."""
-
-    split: Literal["temporal", "leave_one_out"] = "temporal"
-    """temporal: for run date d train on days before d-1, validate on d-1, test on d. leave_one_out: each
-    user's last event tests, the one before validates; for comparison with papers."""
-    max_length: int = Field(50, ge=1)
-    """L: training sequences are cut into chunks of L+1 events, the latest chunk full."""
-    history_cap: int = Field(1000, ge=1)
-    """Events kept of the history before an evaluation target (also what "history removed" removes)."""
-    positives_only: bool = False
-    """Leave out events whose label is 0."""
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
 
 from featurize import delta
 from featurize.contract import Contract
+from featurize.settings import VocabularySettings
 from infra.commit import commit
-from infra.config import Settings
 from infra.errors import DataRefused
 from infra.lake import Lake
 from infra.tables import FIELD_VALUES, FIRST_INDEX, ITEMS, Kind, column_of, events, side_features
@@ -28,15 +27,6 @@ if TYPE_CHECKING:
 
 ITEM, USER = "item", "user"
 """The two fields that every sample has beside the contract's own."""
-
-
-class VocabularySettings(Settings):
-    """When a key enters its vocabulary."""
-
-    min_item_count: int = Field(1, ge=1)
-    """Events that an item needs."""
-    min_value_count: int = Field(1, ge=1)
-    """Occurrences that a field's value needs; values of side files always enter."""
 
 
 @dataclass(frozen=True)

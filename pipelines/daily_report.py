@@ -12,7 +12,7 @@ from evaluate.decision.gate import Decision
 from evaluate.decision.statistics import mean_interval
 from evaluate.publish.report import Intervals, Report, Section
 from pipelines.context import Context
-from pipelines.data_stages import COUNTS, Data
+from pipelines.data import COUNTS, Data
 from pipelines.roles import Role, roles
 
 

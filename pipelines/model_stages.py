@@ -18,7 +18,7 @@ from infra.config import canonical_json
 from infra.ledger import Published, key_of
 from infra.tables import FIELD_VALUES, ITEMS
 from pipelines.context import Context
-from pipelines.data_stages import Data
+from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
 
 Outputs = tuple[Mapping[str, Any], Mapping[str, Any]]

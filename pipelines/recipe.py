@@ -15,9 +15,7 @@ from pydantic import Field, model_validator
 from evaluate.decision.gate import GatePolicy
 from evaluate.settings import ImpressionSettings, RetrievalSettings, TrackingSettings
 from featurize.contract import Contract
-from featurize.samples import SampleSettings
-from featurize.sequences import SequenceSettings
-from featurize.vocabularies import VocabularySettings
+from featurize.settings import SampleSettings, SequenceSettings, VocabularySettings
 from infra.cluster import RaySettings
 from infra.config import Settings, load
 from infra.spark import SparkSettings

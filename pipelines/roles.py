@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evaluate.decision.gate import GatePolicy
 from infra.lake import Lake
 from infra.tables import ITEMS
-from pipelines.data_stages import Data
+from pipelines.data import Data
 from pipelines.recipe import RankingModelRun, Recipe, SequenceModelRun
 
 ModelRun = SequenceModelRun | RankingModelRun

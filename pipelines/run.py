@@ -8,7 +8,8 @@ from typing import Any
 from evaluate.decision.gate import Decision
 from pipelines.context import Context
 from pipelines.daily_report import build, split_of
-from pipelines.data_stages import Data, run_data
+from pipelines.data import Data
+from pipelines.data_stages import run_data
 from pipelines.model_stages import run_models
 from pipelines.roles import roles
 

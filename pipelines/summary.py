@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.data_stages import COUNTS
+from pipelines.data import COUNTS
 from pipelines.run import Outcome
 
 _SHOWN = {

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from featurize import samples, vocabularies
 from featurize.contract import Contract
 from featurize.ingest import ingest, ingest_sides
-from featurize.samples import SampleSettings, field_kinds, index_of
+from featurize.samples import field_kinds, index_of
+from featurize.settings import SampleSettings, VocabularySettings
 from featurize.simulate import simulate
 from featurize.sources import list_files
-from featurize.vocabularies import VocabularySettings
 from infra.config import load
 from infra.errors import ConfigError, DataRefused
 from infra.lake import Lake

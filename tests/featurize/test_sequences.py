@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from featurize import sequences, vocabularies
 from featurize.contract import Contract
 from featurize.ingest import ingest, ingest_sides
-from featurize.sequences import Cut, SequenceSettings, chunks, sequences_of, users_of
+from featurize.sequences import Cut, chunks, sequences_of, users_of
+from featurize.settings import SequenceSettings, VocabularySettings
 from featurize.sources import list_files
-from featurize.vocabularies import VocabularySettings
 from infra.config import load
 from infra.errors import DataRefused
 from infra.lake import Lake

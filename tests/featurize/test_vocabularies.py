@@ -13,7 +13,8 @@ import pytest
 
 from featurize import vocabularies
 from featurize.contract import Contract
-from featurize.vocabularies import Vocabularies, VocabularySettings, hash_of
+from featurize.settings import VocabularySettings
+from featurize.vocabularies import Vocabularies, hash_of
 from infra.errors import DataRefused
 from infra.lake import Lake
 from infra.tables import ITEMS, Kind, events, side_features

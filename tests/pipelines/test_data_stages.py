@@ -15,7 +15,8 @@ from featurize.contract import Label
 from featurize.simulate import simulate
 from infra.errors import DataRefused, SchemaChanged, UsageError
 from pipelines.context import Context
-from pipelines.data_stages import Data, run_data
+from pipelines.data import Data
+from pipelines.data_stages import run_data
 from pipelines.progress import Progress
 from pipelines.recipe import open_recipe
 from tests.pipelines.commands import small_recipe
