@@ -10,7 +10,7 @@ BENCHMARKS := $(patsubst tests/benchmarks/%.py,tests.benchmarks.%,\
 	$(filter-out %/__init__.py tests/benchmarks/harness.py,$(sort $(wildcard tests/benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint faults slow bench clean
+.PHONY: help setup package demo test lint faults slow bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
+
+package: setup ## build/logs2rec.zip, for spark-submit --py-files
+	$(BIN)/python -m infra.archive build/logs2rec.zip
 
 demo: $(DEMO_RAW)/truth.json ## simulate a small log and run the whole pipeline on it
 	$(BIN)/logs2rec run --config pipelines/recipes/demo.yaml

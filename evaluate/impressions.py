@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.metrics.accuracy import mean
-from evaluate.metrics.binary import auc, log_loss, user_auc
+from evaluate.metrics.binary import auc, log_loss, uauc, user_auc
 from evaluate.settings import ImpressionSettings
 from infra.errors import UsageError
 from infra.lake import Lake
@@ -29,7 +29,9 @@ from train.protocol import FieldSpec, RankingBatch
 class ImpressionResult:
     """AUC of each user that has both classes, aligned with `users`, and the figures over all impressions.
 
-    metrics["users"] counts the users that have both classes, metrics["uauc"] is the mean of theirs.
+    metrics["users"] counts the users that have both classes, metrics["uauc"] is the mean of theirs. Where negatives
+    were sampled, all of it is over the observed rows alone, so that no gate passes on labels nobody gave; "sampled_auc"
+    and "sampled_uauc" are over all rows.
     """
 
     users: NDArray[np.generic]
@@ -59,18 +61,22 @@ def evaluate_impressions(
     started = time.perf_counter()
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
-    users, per_user = user_auc(data.label_N, probability_N, data.user_N)
+    label_N, score_N, user_N = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
+    users, per_user = user_auc(label_N, score_N, user_N)
     both_classes = ~np.isnan(per_user)  # a user with a single class has no AUC
     users, per_user = users[both_classes], per_user[both_classes]
     metrics = {
-        "auc": auc(data.label_N, probability_N),
+        "auc": auc(label_N, score_N),
         "uauc": mean(per_user),
-        "log_loss": log_loss(data.label_N, probability_N),
-        "impressions": float(len(data)),
+        "log_loss": log_loss(label_N, score_N),
+        "impressions": float(len(label_N)),
         "users": float(len(users)),
-        "positive_share": float(data.label_N.mean()),
+        "positive_share": float(label_N.mean()),
         "impressions_per_second": len(data) / max(seconds, 1e-9),
     }
+    if not data.observed_N.all():
+        metrics["sampled_auc"] = auc(data.label_N, probability_N)
+        metrics["sampled_uauc"] = uauc(data.label_N, probability_N, data.user_N)[0]
     return ImpressionResult(users, per_user, metrics)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from featurize.streams import MAX_LINE_BYTES
 from featurize.values import text
 from infra.config import Settings
 from infra.tables import Kind
@@ -48,8 +49,9 @@ class Time(Settings):
     """Which column is the event time and how it is written."""
 
     column: str
-    unit: Literal["s", "ms", "us", "ns", "iso"] | None = None
-    """Numbers since 1970 in this unit, or `iso` for ISO 8601 text (UTC where it names no zone)."""
+    unit: Literal["s", "ms", "us", "ns", "auto", "iso"] | None = None
+    """Numbers since 1970 in this unit, or `iso` for ISO 8601 text (UTC where it names no zone). `auto` for a log
+    that mixes units: each number is taken for s, ms, us or ns by its size, between the years 1980 and 2200."""
     format: str | None = None
     """Or a strptime format, read as UTC."""
 
@@ -120,6 +122,9 @@ class Side(Source):
 
     key: str
     """The column that holds the user or item id."""
+    time: Time | None = None
+    """From when on a row holds: then a key may have several, and an event sees the latest that held by its
+    own time (none: its fields are missing). Without it an event sees the side file as of its day."""
 
 
 class Rules(Settings):
@@ -134,6 +139,9 @@ class Rules(Settings):
     duplicates are sought among events at most W + 1 days apart, as far as one arrival's own events can be."""
     max_bad_share: float = Field(0.05, ge=0, le=1)
     """A batch with a larger share of quarantined rows is refused whole."""
+    max_line_bytes: int = Field(MAX_LINE_BYTES, ge=1)
+    """A longer line of a json or csv file (its end not counted) is quarantined as too_long and never held whole:
+    what a task needs of memory, whatever the log brings."""
 
     @model_validator(mode="after")
     def _some_time(self) -> Rules:
@@ -153,8 +161,12 @@ class Contract(Settings):
     """Column of the item id."""
     time: Time
     type: EventType = EventType(constant="event")
+    personal: bool = True
+    """User ids name people: they leave ingestion as pseudonyms (see the recipe's `pseudonyms`), and quarantine
+    shows no values. false for synthetic or published ids, which are then kept as logged."""
     event_id: str | None = None
-    """Column of the event's own id."""
+    """Column of the event's own id. Of an id that comes again with other values the first row counts, the others
+    are quarantined as id_conflict."""
     key: tuple[str, ...] = ()
     """Without `event_id`: the columns that together identify an event; user, item, time and type if empty."""
     targets: tuple[Value, ...] = ()
@@ -188,6 +200,22 @@ class Contract(Settings):
         for file in (self.users, self.items):
             if file is not None and "{date}" in file.path:
                 raise ValueError("side files carry no {date}: they are read as they are at each run")
+        return self
+
+    @model_validator(mode="after")
+    def _user_nowhere_else(self) -> Contract:
+        """Personal ids are stored as pseudonyms; the same column under another role would be stored as logged."""
+        if not self.personal:
+            return self
+        roles = {"item": self.item, "type.column": self.type.column, "event_id": self.event_id}
+        roles |= {f"fields: {f.name}": f.raw_column for f in self.fields_from("log")}
+        if shown := [role for role, column in roles.items() if column == self.user]:
+            raise ValueError(
+                f"{shown[0]}: the column {self.user!r} holds user ids; leave it out, or say personal: false"
+            )
+        key = self.users.key if self.users is not None else None
+        if shown := [f.name for f in self.fields_from("users") if f.raw_column == key]:
+            raise ValueError(f"fields: {shown[0]}: the column {key!r} holds user ids; leave it out")
         return self
 
     @property

@@ -1,51 +1,45 @@
-"""What goes wrong on a clean log's way to the raw files: planted, written, and counted exactly.
+"""What goes wrong on a clean log's way to the raw files: planned line by line, and counted exactly.
 
 A plan says for every physical line of the raw log which event it carries, what became of it, and
-where it lies; the counts are read off the plan. Letters: N events of the clean log, R physical lines, M copies.
+where it lies; the counts are read off the plan. No line has two defects.
+Letters: N events of the clean log, R physical lines, M lines added to them.
 """
 
 from __future__ import annotations
 
-import gzip
 import json
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-REASONS = ("malformed", "empty_line", "null_user", "null_item", "bad_time", "bad_field", "too_late")
+from featurize.world import Flags, Floats, Ints
+
+SPOILT = (
+    *("malformed", "empty_line", "duplicate_key", "null_user", "null_item"),
+    *("bad_time", "time_out_of_bounds", "bad_field"),
+)
+REASONS = (*SPOILT, "too_late", "from_the_future", "id_conflict")
 """Why a line is quarantined; the names that `truth.json` counts under."""
 
 EVENT, LATE, DUPLICATE, FIRST_REASON = 0, 1, 2, 3
-"""Fates of a line: accepted on its own day, accepted later, a copy, or FIRST_REASON + i for REASONS[i]."""
-_TOO_LATE = FIRST_REASON + REASONS.index("too_late")
-
-MISSING_RATES = {
-    "device": 0.08,
-    "country": 0.12,
-    "age": 0.25,
-    "price": 0.10,
-    "channel": 0.05,
-    "category": 0.06,
-    "tags": 0.20,
-    "quality": 0.30,
-    "segment": 0.15,
-    "joined": 0.18,
-}
-"""Chance that a field is missing from its row, whatever the row: half absent, half null."""
-PRESENT, ABSENT, NULL = 0, 1, 2
-"""States of a field in a row: there, key left out, JSON null."""
+"""Fates of a line: accepted by its date, accepted later, a copy, or FIRST_REASON + i for REASONS[i]."""
+TOO_LATE, FUTURE, CONFLICT = (
+    FIRST_REASON + REASONS.index(reason) for reason in ("too_late", "from_the_future", "id_conflict")
+)
 
 PARTS = ("part-0.jsonl.gz", "part-1.jsonl")
 """The files of each arrival day, in the order in which the lower one wins among copies."""
 
+WINDOW_DAYS = 3  # what comes later than this is too late
+GRACE_DAYS = 1  # what comes from further ahead than this is from the future
+
 _LATE_SHARE, _TOO_LATE_SHARE, _DUPLICATE_SHARE, _SPOILT_SHARE = 0.01, 0.002, 0.01, 0.01
+_CONFLICT_SHARE = 0.001
 _LATE_DAYS = 2  # late events and copies come at most this many days after their original's day
-_WINDOW_DAYS = 3  # what comes later than this is too late
+_IN_MINUTES = 29_453_760  # a time in no unit that a contract knows
+_FACTORY_SETTING = 315_964_800  # seconds: a clock that was never set
 _AT_LEAST_ONE_FROM = 300  # events from which on every kind of defect occurs
 
 
@@ -57,102 +51,99 @@ class Plan:
     arrival_R: days after the log's start; part_R: position in PARTS.
     """
 
-    event_R: NDArray[np.int64]
-    fate_R: NDArray[np.int64]
-    arrival_R: NDArray[np.int64]
-    part_R: NDArray[np.int64]
+    event_R: Ints
+    fate_R: Ints
+    arrival_R: Ints
+    part_R: Ints
 
-    def accepted(self) -> NDArray[np.int64]:
-        """The events that a correct reader keeps, each once."""
-        return self.event_R[self.fate_R <= LATE]
+    def accepted(self) -> tuple[Ints, Ints]:
+        """(event, arrival) of what a correct reader keeps, each event once."""
+        kept_R = self.fate_R <= LATE
+        return self.event_R[kept_R], self.arrival_R[kept_R]
 
 
-def plan(day_N: NDArray[np.int64], place_N: NDArray[np.float64], days: int, rng: np.random.Generator) -> Plan:
+def plan(
+    sent_N: Ints, logged_N: Ints, place_N: Floats, days: int, rng: np.random.Generator, turn: int | None = None
+) -> Plan:
     """Decide what becomes of each event.
 
-    `day_N` is the event's day (0 = the log's start) and `place_N`, in [0, 1), its place among the
-    lines of that day. Events that are spoilt or too late are lost: no good copy of them exists.
+    `sent_N` is the day on which the event happens and, if nothing goes wrong, arrives (0 = the log's
+    start), `logged_N` the day that its logged time falls on, `place_N` in [0, 1) its place among the lines
+    of its arrival. Events that are spoilt or outside the window are lost: no good copy of them exists.
+    Copies and conflicts of what arrives before day `turn` arrive before it, too.
     """
-    count = len(day_N)
+    count = len(sent_N)
     least = 1 if count >= _AT_LEAST_ONE_FROM else 0
-    fate_N, arrival_N, place_N = np.zeros(count, np.int64), day_N.copy(), place_N.copy()
+    fate_N, arrival_N, place_N = np.zeros(count, np.int64), sent_N.copy(), place_N.copy()
+    true_N = logged_N == sent_N
 
-    def take(fate: int, share: float, eligible_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def take(fate: int, share: float, eligible_N: Flags) -> Ints:
         pool = np.flatnonzero(eligible_N & (fate_N == EVENT))
         chosen = rng.choice(pool, min(len(pool), max(least, round(share * count))), replace=False)
         fate_N[chosen] = fate
         return chosen
 
-    def delay(chosen: NDArray[np.int64], first: int, last: int) -> None:
+    def delay(chosen: Ints, first: int, last: int) -> None:
         by = rng.integers(first, last + 1, len(chosen))
-        arrival_N[chosen] = np.minimum(day_N[chosen] + by, days - 1)
+        arrival_N[chosen] = np.minimum(sent_N[chosen] + by, days - 1)
         place_N[chosen] = rng.random(len(chosen))
 
-    too_late = take(_TOO_LATE, _TOO_LATE_SHARE, day_N + _WINDOW_DAYS + 1 < days)
-    delay(too_late, _WINDOW_DAYS + 1, _WINDOW_DAYS + 3)
-    delay(take(LATE, _LATE_SHARE, day_N + 1 < days), 1, _LATE_DAYS)
-    spoilt = [reason for reason in REASONS if reason != "too_late"]
-    for reason in spoilt:
-        take(FIRST_REASON + REASONS.index(reason), _SPOILT_SHARE / len(spoilt), np.ones(count, bool))
+    too_late = take(TOO_LATE, _TOO_LATE_SHARE, true_N & (sent_N + WINDOW_DAYS + 1 < days))
+    delay(too_late, WINDOW_DAYS + 1, WINDOW_DAYS + 3)
+    delay(take(LATE, _LATE_SHARE, true_N & (sent_N + 1 < days)), 1, _LATE_DAYS)
+    age_N = arrival_N - logged_N
+    for fate, due_N in ((TOO_LATE, age_N > WINDOW_DAYS), (FUTURE, age_N < -GRACE_DAYS), (LATE, age_N > 0)):
+        fate_N[due_N & (fate_N == EVENT)] = fate
+    on_its_day_N = arrival_N == sent_N
+    for i in range(len(SPOILT)):
+        take(FIRST_REASON + i, _SPOILT_SHARE / len(SPOILT), fate_N == EVENT)
 
     part_N = rng.integers(0, len(PARTS), count)
-    copied = np.flatnonzero(fate_N <= LATE)
-    copied = rng.choice(copied, min(len(copied), max(least, round(_DUPLICATE_SHARE * count))), replace=False)
-    arrival_M, part_M, place_M = _copies(
-        arrival_N[copied], part_N[copied], place_N[copied], fate_N[copied] == EVENT, days, rng
+    good = rng.permutation(np.flatnonzero(fate_N <= LATE))
+    copies = min(len(good), max(least, round(_DUPLICATE_SHARE * count)))
+    copied = good[:copies]
+    opposed = good[copies : copies + max(least, round(_CONFLICT_SHARE * count))]
+    more = np.concatenate([copied, opposed])
+    arrival_M, part_M, place_M = _repeats(
+        arrival_N[more], part_N[more], place_N[more], on_its_day_N[more], np.arange(len(more)) < copies, days, turn, rng
     )
-    event_R = np.concatenate([np.arange(count), copied])
-    fate_R = np.concatenate([fate_N, np.full(len(copied), DUPLICATE)])
+    event_R = np.concatenate([np.arange(count), more])
+    fate_R = np.concatenate([fate_N, np.repeat([DUPLICATE, CONFLICT], [len(copied), len(opposed)])])
     arrival_R, part_R = np.concatenate([arrival_N, arrival_M]), np.concatenate([part_N, part_M])
-    # Stable, and copies stand behind the originals: a copy never overtakes its original within a file.
+    # Stable, and repeats stand behind the originals: none overtakes its original within a file.
     order_R = np.lexsort((np.concatenate([place_N, place_M]), part_R, arrival_R))
     return Plan(event_R[order_R], fate_R[order_R], arrival_R[order_R], part_R[order_R])
 
 
-def _copies(
-    arrival_M: NDArray[np.int64],
-    part_M: NDArray[np.int64],
-    place_M: NDArray[np.float64],
-    on_time_M: NDArray[np.bool_],
+def _repeats(
+    arrival_M: Ints,
+    part_M: Ints,
+    place_M: Floats,
+    on_its_day_M: Flags,
+    exact_M: Flags,
     days: int,
+    turn: int | None,
     rng: np.random.Generator,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Arrival, part and place of a copy of each line: same file, the other file, or up to two days on.
+) -> tuple[Ints, Ints, Floats]:
+    """Arrival, part and place of a repeat of each line: same file, the other file, or up to two days on.
 
-    Copies of late events stay on their day, so that no copy comes after the window of its event.
+    Repeats of late events stay on their day, so that none comes after the window of its event. A repeat
+    that is not exact must not win: on the day of its original it stands behind it.
     """
     count = len(arrival_M)
-    by_M = np.where(on_time_M & (rng.random(count) < 0.4), rng.integers(1, _LATE_DAYS + 1, count), 0)
+    by_M = np.where(on_its_day_M & (rng.random(count) < 0.4), rng.integers(1, _LATE_DAYS + 1, count), 0)
     by_M[arrival_M + by_M >= days] = 0
-    other_M = rng.random(count) < 0.5
+    if turn is not None:
+        by_M[(arrival_M < turn) & (arrival_M + by_M >= turn)] = 0
+    other_M = (rng.random(count) < 0.5) & (exact_M | (by_M > 0) | (part_M == 0))
     after_M = place_M + rng.random(count) * (1 - place_M)
     same_file_M = (by_M == 0) & ~other_M
     place = np.where(same_file_M, after_M, rng.random(count))
     return arrival_M + by_M, np.where(other_M, 1 - part_M, part_M), place
 
 
-def missing(name: str, count: int, rng: np.random.Generator) -> NDArray[np.int8]:
-    """PRESENT, ABSENT or NULL for field `name` in each of `count` rows, at the field's rate."""
-    chance, rate = rng.random(count), MISSING_RATES[name]
-    return (chance < rate).astype(np.int8) + (chance < rate / 2).astype(np.int8)
-
-
-def put(row: dict[str, Any], name: str, value: Any, state: int) -> None:
-    """Write a field into a row in the state that `missing` gave it.
-
-    >>> row = {"item_id": "i3"}
-    >>> put(row, "age", 31, ABSENT); put(row, "price", 2.5, NULL); put(row, "device", "tv", PRESENT)
-    >>> row
-    {'item_id': 'i3', 'price': None, 'device': 'tv'}
-    """
-    if state == PRESENT:
-        row[name] = value
-    elif state == NULL:
-        row[name] = None
-
-
 def spoil(row: dict[str, Any], reason: str, rng: np.random.Generator) -> str:
-    """The line that a good row becomes for one of REASONS (a row that is merely too late stays as it is).
+    """The line that a good row becomes for one of REASONS (a time outside the window is in the row already).
 
     >>> spoil({"user_id": "u1", "price": 2.5}, "bad_field", np.random.default_rng(0))
     '{"user_id":"u1","price":"cheap"}'
@@ -164,15 +155,33 @@ def spoil(row: dict[str, Any], reason: str, rng: np.random.Generator) -> str:
     if reason == "malformed":  # no proper prefix of an object is valid JSON
         text = dump(row)
         return text[: int(rng.integers(1, len(text)))]
+    if reason == "duplicate_key":
+        return dump(row)[:-1] + ',"item_id":"i0"}'
     if reason == "null_user":
         return dump(_without(row, "user_id", rng))
     if reason == "null_item":
         return dump(_without(row, "item_id", rng))
     if reason == "bad_time":
-        return dump(row | {"time": "yesterday"} if rng.random() < 0.5 else _without(row, "time", rng))
+        form = int(rng.integers(3))
+        return dump(_without(row, "time", rng) if form == 0 else row | {"time": ("yesterday", _IN_MINUTES)[form - 1]})
+    if reason == "time_out_of_bounds":
+        return dump(row | {"time": _FACTORY_SETTING})
     if reason == "bad_field":
         return dump(row | {"price": "cheap"})
+    if reason == "id_conflict":
+        return dump(row | _contradiction(row, rng))
     return dump(row)
+
+
+def _contradiction(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """One column of the row with another value; it stays a row that would be accepted by itself."""
+    forms: list[dict[str, Any]] = [
+        {"user_id": f"{row['user_id']}0"},
+        {"item_id": f"{row['item_id']}0"},
+        {"event": "impression" if row["event"] == "click" else "click"},
+        {"price": 0.01},
+    ]
+    return forms[int(rng.integers(len(forms)))]
 
 
 def _without(row: dict[str, Any], name: str, rng: np.random.Generator) -> dict[str, Any]:
@@ -190,36 +199,10 @@ def dump(row: dict[str, Any]) -> str:
     return json.dumps(row, separators=(",", ":"))
 
 
-def write(
-    out: Path,
-    lines: Plan,
-    rows_of: Callable[[NDArray[np.int64]], Iterator[dict[str, Any]]],
-    start: date,
-    days: int,
-    rng: np.random.Generator,
-) -> None:
-    """Write `out`/DATE/PART for each arrival day; `rows_of` gives the rows of events, by their numbers.
-
-    It must give an event the same row each time, for copies are to be exact.
-    """
-    for day in range(days):
-        directory = out / (start + timedelta(days=day)).isoformat()
-        directory.mkdir(parents=True)
-        for part, name in enumerate(PARTS):
-            here = np.flatnonzero((lines.arrival_R == day) & (lines.part_R == part))
-            data = bytearray()
-            for row, fate in zip(rows_of(lines.event_R[here]), lines.fate_R[here].tolist(), strict=True):
-                good = fate < FIRST_REASON
-                text = dump(row) if good else spoil(row, REASONS[fate - FIRST_REASON], rng)
-                data += text.encode() + b"\n"
-            # Without a modification time the archive depends on nothing but its content.
-            (directory / name).write_bytes(gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
-
-
 def account(lines: Plan, start: date, days: int) -> dict[str, Any]:
     """The plan's counts: rows = events + duplicates + quarantined, in all and per arrival."""
 
-    def per_day(chosen_R: NDArray[np.bool_]) -> list[int]:
+    def per_day(chosen_R: Flags) -> list[int]:
         return np.bincount(lines.arrival_R[chosen_R], minlength=days).tolist()
 
     fate_R = lines.fate_R
@@ -230,10 +213,15 @@ def account(lines: Plan, start: date, days: int) -> dict[str, Any]:
         "quarantined": per_day(fate_R >= FIRST_REASON),
         "late": per_day(fate_R == LATE),
     }
+    reasons = {reason: per_day(fate_R == FIRST_REASON + i) for i, reason in enumerate(REASONS)}
+    arrivals = [(start + timedelta(days=day)).isoformat() for day in range(days)]
     totals: dict[str, Any] = {name: sum(counts) for name, counts in by_day.items()}
-    totals["quarantined"] = {reason: int((fate_R == FIRST_REASON + i).sum()) for i, reason in enumerate(REASONS)}
+    totals["quarantined"] = {reason: sum(counts) for reason, counts in reasons.items()}
     totals["arrivals"] = {
-        (start + timedelta(days=day)).isoformat(): {name: counts[day] for name, counts in by_day.items()}
-        for day in range(days)
+        arrival: {name: counts[day] for name, counts in by_day.items()} for day, arrival in enumerate(arrivals)
+    }
+    totals["quarantined_by_arrival"] = {
+        arrival: {reason: counts[day] for reason, counts in reasons.items() if counts[day]}
+        for day, arrival in enumerate(arrivals)
     }
     return totals

@@ -6,8 +6,9 @@ files into the table's folder and returns one report row per file; infra.commit 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Rows that a task holds before it closes a file: whole row groups, bounded memory.
 ROWS_PER_FILE = 4 << 20
+#: Bytes that one task of `each` reads, as Spark's own scans.
+BYTES_PER_TASK = 128 << 20
 _REPORT = "path string, size long, rows long, partition string, stats string"
 
 
@@ -43,7 +46,7 @@ def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
     folder = lake.path(table.name)
 
     def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for file in _write_runs(folder, table, batches):
+        for file in _write_runs(folder, table, batches, task_number()):
             partition = json.dumps(dict(file.partition))
             yield pa.RecordBatch.from_pydict(
                 {
@@ -59,14 +62,42 @@ def write(frame: DataFrame, lake: Lake, table: Table) -> list[DataFile]:
     return [DataFile(r.path, r.size, r.rows, json.loads(r.partition), r.stats) for r in rows]
 
 
-def _write_runs(folder: str, table: Table, batches: Iterator[pa.RecordBatch]) -> Iterator[DataFile]:
+def task_number() -> int:
+    """The number of the Spark task this runs in: the same rows come to the same number in every attempt."""
+    from pyspark import TaskContext
+
+    context = TaskContext.get()
+    return context.partitionId() if context is not None else 0
+
+
+def each(spark: SparkSession, count: int, work: Callable[[int], Iterable[bytes]], size: int = 0) -> list[bytes]:
+    """What `work` yields for 0 … count - 1; Spark hands out the numbers, no row passes through the JVM.
+
+    Of little work (`size`: bytes to read, all together) a task takes several numbers: starting one costs more.
+    """
+    tasks = min(count, max(spark.sparkContext.defaultParallelism, -(-size // BYTES_PER_TASK)))
+
+    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch.column("id").to_pylist():
+                yield from (pa.RecordBatch.from_pydict({"payload": [p]}, _PAYLOAD) for p in work(number))
+
+    return [bytes(r.payload) for r in spark.range(0, count, 1, tasks).mapInArrow(task, "payload binary").collect()]
+
+
+_PAYLOAD = pa.schema([("payload", pa.binary())])
+
+
+def _write_runs(folder: str, table: Table, batches: Iterator[pa.RecordBatch], number: int = 0) -> Iterator[DataFile]:
     """One file per run of rows with equal partition values, or per ROWS_PER_FILE of them."""
     held: list[pa.Table] = []
     current: tuple[str, ...] | None = None
+    written = itertools.count()
 
     def close() -> DataFile:
         assert current is not None
-        return write_file(folder, table, dict(zip(table.partition_by, current, strict=True)), held)
+        partition = dict(zip(table.partition_by, current, strict=True))
+        return write_file(folder, table, partition, held, (number, next(written)))
 
     for batch in batches:
         rows = pa.Table.from_batches([batch])

@@ -12,29 +12,37 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from featurize import delta
+from featurize import delta, duplicates
 from featurize.contract import Contract
+from featurize.pseudonyms import UserKeys
+from featurize.reasons import Reason
 from featurize.rows import RowPlan, parse_split
 from featurize.sides import side_table
-from featurize.sources import RawFile, columns_needed, splits
+from featurize.sources import RawFile, columns_needed, refuse_changed, splits
 from featurize.streams import Split
+from featurize.user_keys import carried, check_key, stamp
 from infra import tables
 from infra.commit import DataFile, astray, commit, write_file
 from infra.errors import AuditError, DataRefused
-from infra.lake import Lake, check_schema
+from infra.lake import Lake
+from infra.schemas import check_schema, conflicts
 from infra.tables import INGESTED_FILES, QUARANTINE, Table
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
-_FOREVER = 10**9  # days
+
+_COUNTED = {
+    duplicates.EVENT: "events",
+    duplicates.DUPLICATE: "duplicates",
+    duplicates.CONFLICT: "quarantined",
+}
 
 
 @dataclass(frozen=True)
@@ -58,27 +66,42 @@ def ingest(
     prior: Mapping[str, int] | None,
     metadata: dict[str, Any],
     kept: Sequence[str] = (),
+    keys: UserKeys | None = None,
+    introduced: Sequence[str] = (),
+    renew: bool = False,
 ) -> Ingested:
     """Ingest the arrivals that `files` belong to, on top of the `kept` ones as they are in the versions `prior`.
 
-    Raises DataRefused when a column is missing, or when more than rules.max_bad_share of the rows are bad;
-    AuditError when the rows do not add up; SchemaChanged when the contract has other log fields than the
-    table. Nothing is committed then.
+    `keys` turn the user ids of a contract with `personal: true` into pseudonyms. The batch must have the columns
+    of the `introduced` fields somewhere (of all fields if it is the first). With `renew`, an events table whose
+    columns cannot become the contract's starts anew with these.
+
+    Raises DataRefused when a column is missing, when more than rules.max_bad_share of the rows are bad, or when
+    a file vanished or changed meanwhile; UsageError when the table was written under other keys; AuditError when
+    the rows do not add up; SchemaChanged when the table's columns cannot become those of the contract. Nothing
+    is committed then.
     """
     started = perf_counter()
     arrivals = sorted({f.arrival for f in files})
-    check_schema(lake, tables.events(contract.kinds_from("log")))
-    parsed = _parse(spark, RowPlan.of(contract), splits(root, files, contract.source, columns_needed(contract)))
-    parsed.persist()
+    keys = keys if contract.personal else None
+    check_key(lake, keys)
+    anew = renew and prior is None and bool(conflicts(lake, tables.events(contract.kinds_from("log"))))
+    if not anew:
+        check_schema(lake, tables.events(contract.kinds_from("log")))
+    plan, shares = RowPlan.of(contract, keys), splits(root, files, contract.source, columns_needed(contract))
+    parsed = _parse(spark, plan, shares).persist()
     known = prior["events"] if prior is not None else None
-    marked = _mark_duplicates(spark, lake, contract, parsed, known, arrivals).persist()
+    marked = duplicates.mark(spark, lake, contract, parsed, known, arrivals).persist()
     try:
-        account = _account(marked, parsed, files)
-        reasons = _reasons(parsed, arrivals)
+        account, reasons = _account(marked, parsed, files)
         _refuse_if_bad(contract, account, sum(reasons.values(), Counter()))
-        if prior is None:
-            _refuse_absent_fields(contract, parsed)
+        expected = introduced if prior is not None else [f.name for f in contract.fields_from("log")]
+        _refuse_absent_fields(contract, expected, parsed)
+        refuse_changed(root, files)
         written = _write(lake, contract, parsed, marked)
+    except Exception:  # a task that failed over and over may have found no file
+        refuse_changed(root, files)
+        raise
     finally:
         marked.unpersist()
         parsed.unpersist()
@@ -86,35 +109,55 @@ def ingest(
     _audit(account, written[events], written[QUARANTINE])
     written[INGESTED_FILES] = _file_rows(lake, files, account)
     versions = {}
+    if not anew:
+        stamp(lake, events, keys)
     for table, new in written.items():
         back, astray_ = astray(lake, table, prior[table.name], "arrival", kept) if prior is not None else ([], [])
         replace = {"arrival": sorted({*arrivals, *astray_})}
-        versions[table.name] = commit(lake, table, [*new, *back], replace=replace, metadata=metadata)
+        versions[table.name] = commit(
+            lake, table, [*new, *back], replace=replace, metadata=carried(metadata, keys), renew=anew
+        )
     by_arrival = {a: dict(sorted(c.items())) for a, c in reasons.items()}
     last_day = max((f.partition["ds"] for f in written[events]), default="")
     return Ingested(versions, _by_arrival(files, account), by_arrival, last_day, perf_counter() - started)
 
 
 def ingest_sides(
-    lake: Lake, contract: Contract, root: Path, as_of: str, metadata: dict[str, Any]
+    lake: Lake,
+    contract: Contract,
+    root: Path,
+    as_of: str,
+    metadata: dict[str, Any],
+    keys: UserKeys | None = None,
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Write the side files' feature fields as they are now, as of an arrival; returns versions and rows per table."""
+    """Write the side files' feature fields as they are now, as of an arrival; returns versions and rows per table.
+
+    `keys` as in `ingest`: the users' file has its keys turned into the same pseudonyms.
+    """
+    keys = keys if contract.personal else None
+    check_key(lake, keys)
+    metadata = carried(metadata, keys)
     versions, rows = {}, {}
     for of in ("user", "item"):
-        found = side_table(contract, root, of)
+        found = side_table(contract, root, of, keys)
         if found is not None:
             table, data = found
             file = write_file(lake.path(table.name), table, {"arrival": as_of}, [data])
-            versions[table.name] = commit(lake, table, [file], replace={"arrival": [as_of]}, metadata=metadata)
+            # What a side file says now stands for itself: with other columns its table starts anew.
+            versions[table.name] = commit(
+                lake, table, [file], replace={"arrival": [as_of]}, metadata=metadata, renew=True
+            )
             rows[table.name] = data.num_rows
     return versions, rows
 
 
-def _refuse_absent_fields(contract: Contract, parsed: DataFrame) -> None:
-    """A log's first batch without a single record that has a field's column: misspelt, or not in this log."""
+def _refuse_absent_fields(contract: Contract, expected: Sequence[str], parsed: DataFrame) -> None:
+    """A batch without a single record that has an expected field's column: misspelt, or not in this log."""
+    if not expected:
+        return
     reports = [set(json.loads(r.detail)) for r in parsed.where("lines > 0").select("detail").distinct().collect()]
     nowhere = set.intersection(*reports) if reports else set()
-    if absent := [f for f in contract.fields_from("log") if f.raw_column in nowhere]:
+    if absent := [f for f in contract.fields_from("log") if f.name in expected and f.raw_column in nowhere]:
         names = ", ".join(f"{f.name} (column {f.raw_column!r})" for f in absent)
         raise DataRefused(
             f"fields: no row of this log has the column of {names}; correct it in the contract or leave the field "
@@ -125,15 +168,10 @@ def _refuse_absent_fields(contract: Contract, parsed: DataFrame) -> None:
 def _write(lake: Lake, contract: Contract, parsed: DataFrame, marked: DataFrame) -> dict[Table, list[DataFile]]:
     """The files of events and quarantine."""
     events = tables.events(contract.kinds_from("log"))
-    refused = parsed.where("reason is not null").repartition(1).sortWithinPartitions("arrival", "file", "position")
+    conflicts = duplicates.quarantined(marked, contract)
+    refused = parsed.where("reason is not null").select(*conflicts.columns).unionByName(conflicts)
+    refused = refused.repartition(1).sortWithinPartitions("arrival", "file", "position")
     return {events: delta.write(_event_rows(marked), lake, events), QUARANTINE: delta.write(refused, lake, QUARANTINE)}
-
-
-def _reasons(parsed: DataFrame, arrivals: Sequence[str]) -> dict[str, Counter[str]]:
-    reasons: dict[str, Counter[str]] = {a: Counter() for a in arrivals}
-    for r in parsed.where("reason is not null").groupBy("arrival", "reason").count().collect():
-        reasons[r.arrival][r.reason] += r["count"]
-    return reasons
 
 
 def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataFrame:
@@ -154,80 +192,35 @@ def _parse(spark: SparkSession, plan: RowPlan, shares: Sequence[Split]) -> DataF
     return frame.mapInArrow(task, from_arrow_schema(plan.schema))
 
 
-def _mark_duplicates(
-    spark: SparkSession, lake: Lake, contract: Contract, parsed: DataFrame, prior: int | None, arrivals: Sequence[str]
-) -> DataFrame:
-    """Valid rows with `duplicate`, which does not depend on how arrivals are batched.
-
-    Rows of one event id are taken in the order of (arrival, file, position); a row is a duplicate when an
-    event kept before it lies within reach: anywhere in an undated log, at most W + 1 event days away in a
-    dated one (the rows of one arrival are never farther apart).
-    """
-    from pyspark.sql import Window
-    from pyspark.sql import functions as F
-
-    reach = contract.rules.window_days + 1 if contract.dated else _FOREVER
-    rows = parsed.where("reason is null and lines is null").withColumn("known", F.lit(False))
-    if prior is not None and contract.dated:
-        known = _known_events(spark, lake, contract, prior, arrivals[0]).withColumn("known", F.lit(True))
-        rows = rows.unionByName(known, allowMissingColumns=True)
-    by_day = Window.partitionBy("event_id", "ds").orderBy("arrival", "file", "position")
-    rows = rows.withColumn("day", F.unix_date(F.col("ds").cast("date"))).repartition("event_id")
-    rows = rows.withColumn("copy", F.row_number().over(by_day))
-    # The lowest row of each day decides for the others, so that a list holds one entry per day at most.
-    lowest = F.when(F.col("copy") == 1, F.struct("arrival", "file", "position", "day"))
-    rows = rows.withColumn("days", F.sort_array(F.collect_list(lowest).over(Window.partitionBy("event_id"))))
-    kept = F.aggregate("days", F.array().cast("array<int>"), lambda kept, row: _with_day(kept, row["day"], reach))
-    alone = F.size("days") == 1
-    duplicate = (F.col("copy") > 1) | F.when(alone, False).otherwise(~F.array_contains(kept, F.col("day")))
-    return rows.withColumn("duplicate", duplicate).where("not known").drop("known", "day", "copy", "days")
-
-
-def _with_day(kept: Column, day: Column, reach: int) -> Column:
-    """The days of an event id's kept events, `day` added unless one of them lies within reach."""
-    from pyspark.sql import functions as F
-
-    near = F.exists(kept, lambda other: F.abs(other - day) <= reach)
-    return F.when(near, kept).otherwise(F.concat(kept, F.array(day)))
-
-
-def _known_events(spark: SparkSession, lake: Lake, contract: Contract, prior: int, first: str) -> DataFrame:
-    """Ids of the events that the arrivals from `first` on may repeat.
-
-    Their rows lie W days before it at the earliest, events within reach of those W + 1 days before that,
-    and these arrived a day before their date at the earliest.
-    """
-    earliest = date.fromisoformat(first) - timedelta(days=2 * contract.rules.window_days + 2)
-    arrivals = [a for a in lake.partitions("events", prior, "arrival") if earliest.isoformat() <= a < first]
-    known = delta.read(spark, lake, tables.events(contract.kinds_from("log")), prior, {"arrival": arrivals})
-    return known.select("arrival", "file", "position", "ds", "event_id")
-
-
 def _event_rows(marked: DataFrame) -> DataFrame:
     """Events as they are written: one shuffle to their partition, in total order within it."""
     return (
-        marked.where("not duplicate")
+        marked.where(f"fate = '{duplicates.EVENT}'")
         .repartition("arrival", "ds")
         .sortWithinPartitions("arrival", "ds", "user", "ts", "event_id")
     )
 
 
-def _account(marked: DataFrame, parsed: DataFrame, files: Sequence[RawFile]) -> dict[str, Counter[str]]:
-    """Per file: rows (as its tasks counted them while reading), events, duplicates, quarantined, late."""
+def _account(
+    marked: DataFrame, parsed: DataFrame, files: Sequence[RawFile]
+) -> tuple[dict[str, Counter[str]], dict[str, Counter[str]]]:
+    """Per file: rows (as its tasks counted them while reading), events, duplicates, quarantined, late; and the
+    quarantined rows per arrival and reason."""
     account: dict[str, Counter[str]] = {f.path: Counter() for f in files}
+    reasons: dict[str, Counter[str]] = {f.arrival: Counter() for f in files}
     for r in parsed.where("lines is not null").groupBy("file").agg({"lines": "sum"}).collect():
         account[r.file]["rows"] = r["sum(lines)"]
-    for r in parsed.where("reason is not null").groupBy("file").count().collect():
-        account[r.file]["quarantined"] = r["count"]
-    for r in (
-        marked.selectExpr("file", "duplicate", "not duplicate and ds < arrival and arrival <> 'undated' as late")
-        .groupBy("file", "duplicate", "late")
-        .count()
-        .collect()
-    ):
-        account[r.file]["duplicates" if r.duplicate else "events"] += r["count"]
-        account[r.file]["late"] += r["count"] if r.late else 0
-    return account
+    for r in parsed.where("reason is not null").groupBy("arrival", "file", "reason").count().collect():
+        account[r.file]["quarantined"] += r["count"]
+        reasons[r.arrival][r.reason] += r["count"]
+    late = marked.selectExpr("arrival", "file", "fate", "ds < arrival and arrival <> 'undated' as late")
+    for r in late.groupBy("arrival", "file", "fate", "late").count().collect():
+        account[r.file][_COUNTED[r.fate]] += r["count"]
+        if r.fate == duplicates.EVENT and r.late:
+            account[r.file]["late"] += r["count"]
+        if r.fate == duplicates.CONFLICT:
+            reasons[r.arrival][Reason.ID_CONFLICT.value] += r["count"]
+    return account, reasons
 
 
 def _refuse_if_bad(contract: Contract, account: dict[str, Counter[str]], reasons: Counter[str]) -> None:

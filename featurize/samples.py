@@ -1,36 +1,74 @@
 """Labelled impressions for the ranking models: field indices and which fields are really missing.
 
-Every sample carries the fields `user` and `item` and the contract's own, in that order; bit i of the
-missing mask is set when field i is absent or null in the log. A value outside its vocabulary is index
-1 (unknown) and not missing.
+Every sample carries the fields `user` and `item`, the contract's own, and `history` if it is asked for, in
+that order; bit i of the missing mask is set when field i is absent or null in the log. A value outside its
+vocabulary is index 1 (unknown) and not missing. Vocabularies are as of the run date, for older events too;
+everything else is as the event could have seen it (featurize.point_in_time, .past, .negatives).
+
+Labels are observed (`label_source`), or, where the contract has no label rule, every event of a target type
+is an observed positive and its negatives are sampled.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from featurize import delta, vocabularies
-from featurize.contract import Contract
-from featurize.settings import SampleSettings
-from featurize.vocabularies import ITEM, USER, side_partition
-from infra.commit import commit, write_file
-from infra.errors import ConfigError, DataRefused
+from featurize import delta, negatives, past, vocabularies
+from featurize.field_statistics import describe
+from featurize.indexing import Catalogue, indexed, looked_up
+from featurize.point_in_time import with_sides
+from featurize.vocabularies import ITEM, USER
+from infra.commit import DataFile, commit, write_file
+from infra.errors import DataRefused
 from infra.lake import Lake
-from infra.tables import FIELDS, UNKNOWN, Kind, column_of, events, samples, side_features
+from infra.tables import FIELDS, ITEMS, MISSING_RATES, POPULARITY, Kind, column_of, events, samples
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+    from featurize.contract import Contract
+    from featurize.settings import SampleSettings
 
-def field_kinds(contract: Contract) -> list[tuple[str, Kind]]:
+HISTORY = "history"
+"""The field that `samples.history` adds."""
+
+ROWS_PER_TASK = 1 << 20
+"""Events per task of the shuffles. Their number follows from the data alone, so that every run has the same files."""
+
+SPLITS = ("train", "valid", "test")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one build is a function of."""
+
+    spark: SparkSession
+    lake: Lake
+    contract: Contract
+    settings: SampleSettings
+    inputs: Mapping[str, int]
+    arrivals: Sequence[str]
+    day: str
+    tasks: int
+
+    @property
+    def sampled(self) -> bool:
+        """Whether the log has only positives."""
+        return self.contract.label is None
+
+    def items(self) -> DataFrame:
+        """(arrival, index, key) of the items known as of the run."""
+        return vocabularies.frame(self.spark, self.lake, self.inputs, self.arrivals[-1], (ITEMS,)).drop("field")
+
+
+def field_kinds(contract: Contract, history: int = 0) -> list[tuple[str, Kind]]:
     """(name, kind) of every field of a sample, in mask order."""
-    return [(USER, Kind.CATEGORICAL), (ITEM, Kind.CATEGORICAL), *((f.name, f.kind) for f in contract.fields)]
+    own = [(f.name, f.kind) for f in contract.fields]
+    return [(USER, Kind.CATEGORICAL), (ITEM, Kind.CATEGORICAL), *own, *([(HISTORY, Kind.MULTI)] if history else [])]
 
 
 def build(
@@ -43,56 +81,101 @@ def build(
     day: str,
     metadata: dict[str, Any],
 ) -> tuple[dict[str, int], dict[str, Any]]:
-    """Write `samples` and `fields` as of run date `day`; returns versions and a report (rows, missing rates)."""
-    if contract.label is None:
-        raise ConfigError(
-            "label: the contract has no label rule, so there are no observed labels; add one or set ranking: null"
-        )
-    kinds = field_kinds(contract)
-    table = samples(kinds)
-    labelled = _split(_labelled(spark, lake, contract, inputs, arrivals), settings, day)
-    vocabulary = vocabularies.read(lake, inputs, arrivals[-1])
-    frame = (
-        _indexed(labelled, kinds, vocabulary, day)
-        .repartition("split")
-        .sortWithinPartitions("as_of", "split", "ts", "event_id")
-    )
+    """Write `samples` and what describes them as of run date `day`; returns versions and a report.
+
+    The tables: samples, fields, missing_rates, and popularity where negatives are sampled. Raises DataRefused
+    when there is nothing to train on, AuditError when a row shows something of its event's own future.
+    """
+    tasks = 1 + _event_count(lake, inputs["events"], arrivals) // ROWS_PER_TASK
+    run = _Run(spark, lake, contract, settings, inputs, arrivals, day, tasks)
+    kinds, table = field_kinds(contract, settings.history), samples(field_kinds(contract, settings.history))
+    catalogue = Catalogue.of(spark, lake, inputs, arrivals[-1])
+    sizes = {**catalogue.sizes, HISTORY: catalogue.sizes[ITEM]}
+    rows, popular = _rows(run)
+    frame = indexed(rows, kinds, catalogue, day)
+    frame = frame.repartition(tasks, "event_id").sortWithinPartitions("as_of", "split", "ts", "event_id", "draw")
     frame = frame.persist()
     try:
         files = delta.write(frame, lake, table)
-        rows = {s: sum(f.rows for f in files if f.partition["split"] == s) for s in ("train", "valid", "test")}
-        if not rows["train"]:
+        written = {s: sum(f.rows for f in files if f.partition["split"] == s) for s in SPLITS}
+        if not written["train"]:
             raise DataRefused(f"samples: no labelled event to train on before {day}; check samples.split and the dates")
-        described = _describe(frame, kinds, vocabulary, day)
+        described = describe(frame, kinds, sizes, day)
     finally:
         frame.unpersist()
-    field_file = write_file(lake.path(FIELDS.name), FIELDS, {"as_of": day}, [described])
-    versions = {
-        t.name: commit(lake, t, f, replace={"as_of": [day]}, metadata=metadata)
-        for t, f in ((table, files), (FIELDS, [field_file]))
+    rates = dict(zip(*(described.fields[c].to_pylist() for c in ("name", "missing_rate")), strict=True))
+    report: dict[str, Any] = {"rows": written, "missing_rates": rates}
+    if run.sampled:
+        report["negatives"] = _negatives(described.rows, settings.negatives, day)
+    described_files = {
+        t: [write_file(lake.path(t.name), t, {"as_of": day}, [rows])]
+        for t, rows in ((FIELDS, described.fields), (MISSING_RATES, described.missing_rates))
     }
-    rates = dict(zip(described["name"].to_pylist(), described["missing_rate"].to_pylist(), strict=True))
-    return versions, {"rows": rows, "missing_rates": rates}
+    all_files = {table: files, **described_files, **({POPULARITY: popular} if run.sampled else {})}
+    versions = {
+        t.name: commit(lake, t, of_table, replace={"as_of": [day]}, metadata=metadata, renew=True)
+        for t, of_table in all_files.items()
+    }
+    return versions, report
 
 
-def _labelled(
-    spark: SparkSession, lake: Lake, contract: Contract, inputs: Mapping[str, int], arrivals: Sequence[str]
-) -> DataFrame:
-    """Labelled events with the side features of their user and item as of the run."""
+def _negatives(rows: Mapping[tuple[str, str], int], wanted: int, day: str) -> dict[str, int]:
+    """How many negatives were wanted and how many were found; DataRefused without any to train on."""
+    if not rows.get(("train", "sampled")):
+        raise DataRefused(
+            f"samples: no negative could be drawn for the training events before {day}: what was popular on the days "
+            "before an event is drawn from, and these are all of the first day or of one item; take a later run date"
+        )
+    count = {source: sum(n for (_, s), n in rows.items() if s == source) for source in ("observed", "sampled")}
+    return {"wanted": wanted * count["observed"], "drawn": count["sampled"]}
+
+
+def _rows(run: _Run) -> tuple[DataFrame, list[DataFile]]:
+    """The samples with their raw values in the field columns, and the files of `popularity`."""
     from pyspark.sql import functions as F
 
-    where = {"arrival": list(arrivals)}
-    frame = delta.read(spark, lake, events(contract.kinds_from("log")), inputs["events"], where).where(
-        "label is not null"
-    )
-    for of in (USER, ITEM):
-        kinds = contract.kinds_from(f"{of}s")
-        if kinds:
-            table = side_features(of, kinds)
-            version = inputs[table.name]
-            side = delta.read(spark, lake, table, version, side_partition(lake, table.name, version, arrivals[-1]))
-            frame = frame.join(side.drop("arrival").withColumnRenamed("key", of), of, "left")
-    return frame.withColumn(column_of(USER), F.col(USER)).withColumn(column_of(ITEM), F.col(ITEM))
+    settings, popular = run.settings, []
+    rows = _labelled(run)
+    if run.sampled:
+        popular = negatives.popularity(run.lake, rows, run.items(), run.day)
+        rows = negatives.with_draws(rows.drop("arrival"), run.lake.path(POPULARITY.name), popular, settings.negatives)
+    looks_back = run.sampled or settings.history > 0
+    if looks_back:
+        rows = looked_up(rows.withColumn("item_index", F.col("item")), "item_index", run.items())
+        rows = rows.repartition(run.tasks, "user")  # the one shuffle by user; the windows of the split use it too
+    rows = _split(rows, settings, run.day)
+    if looks_back:
+        rows = past.with_past(rows, settings.history, settings.negatives if run.sampled else 0)
+    rows = rows.where("split is not null")
+    if run.sampled:
+        rows = negatives.exploded(rows, run.items())
+    else:
+        rows = rows.withColumn("draw", F.lit(0)).withColumn("label_source", F.lit("observed"))
+    rows = with_sides(run.spark, run.lake, run.contract, rows, run.inputs, run.arrivals[-1])
+    rows = rows.withColumn(column_of(USER), F.col("user"))
+    rows = rows.withColumn(column_of(ITEM), F.col("item_index" if looks_back else "item"))
+    return rows.withColumn(column_of(HISTORY), F.col("history")) if settings.history else rows, popular
+
+
+def _labelled(run: _Run) -> DataFrame:
+    """The events that become samples: those with a label, or else those of a target type, as positives."""
+    from pyspark.sql import functions as F
+
+    log = events(run.contract.kinds_from("log"))
+    rows = delta.read(run.spark, run.lake, log, run.inputs["events"], {"arrival": list(run.arrivals)})
+    if not run.sampled:
+        rows = rows.where("label is not null")
+    else:
+        rows = rows.where(F.col("type").isin(*run.contract.targets)) if run.contract.targets else rows
+        rows = rows.withColumn("label", F.lit(1).cast("tinyint"))
+    return rows.drop("file", "position", "type")  # Python tasks and shuffles would carry them along
+
+
+def _event_count(lake: Lake, version: int, arrivals: Sequence[str]) -> int:
+    """Events of these arrivals, as the Delta log counts them."""
+    wanted = set(arrivals)
+    actions = pa.table(lake.open("events", version).get_add_actions()).to_pylist()
+    return sum(a["num_records"] for a in actions if a["partition"]["arrival"] in wanted)
 
 
 def _split(frame: DataFrame, settings: SampleSettings, day: str) -> DataFrame:
@@ -113,88 +196,3 @@ def _split(frame: DataFrame, settings: SampleSettings, day: str) -> DataFrame:
     valid = F.ceil((F.col("n") - test) * settings.valid_share - 1e-9)
     split = F.when(F.col("r") <= test, "test").when(F.col("r") <= test + valid, "valid").otherwise("train")
     return frame.withColumn("split", split).drop("n", "r")
-
-
-def _indexed(
-    frame: DataFrame, kinds: Sequence[tuple[str, Kind]], vocabulary: Mapping[str, pa.Table], day: str
-) -> DataFrame:
-    """The frame as `samples` rows: values become indices, and the missing mask is set."""
-    from pyspark.sql.pandas.types import from_arrow_schema
-
-    schema = samples(kinds).schema
-    keys = {f: (t["key"].combine_chunks(), t["index"].combine_chunks()) for f, t in vocabulary.items()}
-
-    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            columns: dict[str, pa.Array] = {n: batch.column(n) for n in ("split", "event_id", "user", "ts", "label")}
-            missing = np.zeros(batch.num_rows, np.int64)
-            for position, (name, kind) in enumerate(kinds):
-                raw = batch.column(column_of(name))
-                missing |= raw.is_null().to_numpy(zero_copy_only=False).astype(np.int64) << position
-                columns[column_of(name)] = raw if kind is Kind.NUMERIC else index_of(raw, *keys.get(name, (None, None)))
-            columns |= {
-                "as_of": pa.repeat(day, batch.num_rows),
-                "item": columns[column_of(ITEM)],
-                "label_source": pa.repeat("observed", batch.num_rows),
-                "missing": pa.array(missing),
-            }
-            yield pa.RecordBatch.from_arrays([columns[f.name].cast(f.type) for f in schema], schema=schema)
-
-    names = ["split", "event_id", "user", "ts", "label", *(column_of(n) for n, _ in kinds)]
-    return frame.select(*names).mapInArrow(task, from_arrow_schema(schema))
-
-
-def index_of(values: pa.Array, keys: pa.Array | None, indices: pa.Array | None) -> pa.Array:
-    """Vocabulary indices of text values (or lists of them); unknown is 1, null stays null.
-
-    >>> index_of(pa.array(["b", "z", None]), pa.array(["a", "b"]), pa.array([2, 3], pa.int32())).to_pylist()
-    [3, 1, None]
-    """
-    if pa.types.is_list(values.type):
-        # .flatten() leaves out the values under null lists; the offsets are rebuilt to match
-        lengths = pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False)
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-        mask = values.is_null() if values.null_count else None
-        return pa.ListArray.from_arrays(offsets, index_of(values.flatten(), keys, indices), mask=mask)
-    if keys is None or indices is None:
-        found = pa.nulls(len(values), pa.int32())
-    else:
-        found = indices.take(pc.index_in(values, value_set=keys))
-    return pc.if_else(
-        values.is_null(), pa.scalar(None, pa.int32()), pc.fill_null(found, pa.scalar(UNKNOWN, pa.int32()))
-    )
-
-
-def _describe(
-    frame: DataFrame, kinds: Sequence[tuple[str, Kind]], vocabulary: Mapping[str, pa.Table], day: str
-) -> pa.Table:
-    """The `fields` rows: statistics over the training rows."""
-    from pyspark.sql import functions as F
-
-    aggregates = [F.count("*").alias("rows")]
-    for name, kind in kinds:
-        column = F.col(column_of(name))
-        aggregates.append(F.sum(column.isNull().cast("long")).alias(f"missing_{name}"))
-        if kind is Kind.NUMERIC:
-            aggregates += [F.avg(column).alias(f"mean_{name}"), F.stddev_pop(column).alias(f"std_{name}")]
-    row = frame.where("split = 'train'").agg(*aggregates).first()
-    assert row is not None
-    fields = []
-    for position, (name, kind) in enumerate(kinds):
-        numeric = kind is Kind.NUMERIC
-        if numeric and not all(math.isfinite(row[f"{s}_{name}"] or 0.0) for s in ("mean", "std")):
-            raise DataRefused(f"fields: {name} has values too large for a mean and deviation; correct them in the log")
-        keys = vocabulary.get(name)
-        fields.append(
-            {
-                "as_of": day,
-                "position": position,
-                "name": name,
-                "kind": kind.value,
-                "size": 0 if numeric else vocabularies.FIRST_INDEX + (keys.num_rows if keys is not None else 0),
-                "mean": float((row[f"mean_{name}"] if numeric else 0.0) or 0.0),
-                "std": float((row[f"std_{name}"] if numeric else 1.0) or 1.0),
-                "missing_rate": row[f"missing_{name}"] / row["rows"],
-            }
-        )
-    return pa.Table.from_pylist(fields, schema=FIELDS.schema)

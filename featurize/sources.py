@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path, PurePosixPath
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from featurize.contract import Contract, Source
-from featurize.streams import COMPRESSED, DAMAGED, Split, csv_cells, open_stream
+from featurize.streams import COMPRESSED, DAMAGED, MAX_LINE_BYTES, Split, csv_cells, damaged, open_stream
 from infra.errors import ConfigError, DataRefused
 from infra.tables import UNDATED
 
@@ -35,7 +37,8 @@ def list_files(root: Path, source: Source) -> list[RawFile]:
     """The source's files, sorted by path; with `{date}` in the path each has its own arrival.
 
     What a name that starts with `.` or `_` hides is left out, unless the path itself spells that name.
-    Raises DataRefused when there is no file: an empty directory is never a successful run.
+    Raises DataRefused when there is no file (an empty directory is never a successful run), and for a file or
+    folder that is there but cannot be read, which would otherwise be rows lost without a word.
     """
     if not root.is_dir():
         raise ConfigError(f"data: the folder {root} does not exist; point the recipe's `data` at your logs")
@@ -52,12 +55,29 @@ def list_files(root: Path, source: Source) -> list[RawFile]:
             if match is None:
                 continue  # a neighbour whose name holds no date is not part of the log
             arrival = _checked_date(match["date"], relative)
-        status = path.stat()
-        etag = hashlib.sha256(f"{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:16]
-        files.append(RawFile(relative, status.st_size, etag, arrival))
+        files.append(_raw_file(path, relative, arrival))
     if not files:
         raise DataRefused(f"{root / source.path}: no file there; check the recipe's `data` and the contract's path")
     return files
+
+
+def _raw_file(path: Path, relative: str, arrival: str) -> RawFile:
+    try:
+        status = path.stat()
+    except OSError as error:  # it vanished, it is a link to nothing, its folder is closed to us
+        link = " (a symbolic link to nothing)" if path.is_symlink() else ""
+        raise DataRefused(f"{relative}: {error.strerror}{link}; restore the file or move it away") from None
+    if not os.access(path, os.R_OK):
+        raise DataRefused(f"{relative}: no permission to read it; grant it or move the file away")
+    etag = hashlib.sha256(f"{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()[:16]
+    return RawFile(relative, status.st_size, etag, arrival)
+
+
+def refuse_changed(root: Path, files: Sequence[RawFile]) -> None:
+    """Raise DataRefused when a file is no longer as it was listed: what was read of it is neither old nor new."""
+    for file in files:
+        if _raw_file(root / file.path, file.path, file.arrival) != file:
+            raise DataRefused(f"{file.path}: it changed while it was read; nothing was published, run it again")
 
 
 def _matches(root: Path, template: PurePosixPath) -> list[Path]:
@@ -67,8 +87,19 @@ def _matches(root: Path, template: PurePosixPath) -> list[Path]:
         matches = [root] if pattern == "." else list(root.glob(pattern))
     except ValueError as error:
         raise ConfigError(f"source.path: {str(template)!r} is not a usable pattern ({error})") from None
-    inside = {p for m in matches for p in (m.rglob("*") if m.is_dir() else [m]) if p.is_file()}
+    inside = {p for m in matches for p in (_below(m) if m.is_dir() else [m]) if p.is_file() or _dangling(p)}
     return sorted(p for p in inside if not _hidden(p.relative_to(root).parts, template.parts))
+
+
+def _below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise DataRefused(f"{error.filename}: {error.strerror}; grant access to the folder or move it away") from None
+
+    return [Path(top, name) for top, _, names in os.walk(folder, onerror=refuse) for name in names]
+
+
+def _dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def _hidden(parts: Sequence[str], spelt: Sequence[str]) -> bool:
@@ -130,13 +161,20 @@ def _parquet_splits(location: Path, file: RawFile, needed: Sequence[str]) -> lis
         return []
     try:
         parquet = pq.ParquetFile(location)
-    except Exception as error:
+    except (OSError, pa.ArrowException) as error:
+        if damaged(error) and _starts_as_parquet(location):  # its task reports the one row that stands for the file
+            return [Split(str(location), file.path, file.arrival, 0, 0, ())]
         raise DataRefused(f"{file.path}: not a readable Parquet file ({error})") from None
     with parquet:
         names = tuple(parquet.schema_arrow.names)
         groups = parquet.num_row_groups
     _need(file, names, needed)
     return [Split(str(location), file.path, file.arrival, g, g + 1, names) for g in range(groups)]
+
+
+def _starts_as_parquet(location: Path) -> bool:
+    with open(location, "rb") as file:
+        return b"PAR1".startswith(file.read(4))
 
 
 def _header(location: Path, file: RawFile, source: Source) -> tuple[tuple[str, ...], int] | None:
@@ -149,9 +187,11 @@ def _header(location: Path, file: RawFile, source: Source) -> tuple[tuple[str, .
         return source.columns, 0
     try:
         with open_stream(str(location)) as stream:
-            line = stream.readline()
+            line = stream.readline(MAX_LINE_BYTES)
     except DAMAGED:
         return None
+    except OSError as error:
+        raise DataRefused(f"{file.path}: {error.strerror}; restore the file or move it away") from None
     if not line:
         return None
     try:

@@ -1,7 +1,8 @@
 """Raw bytes to records: lines with their positions, and JSON, csv or Parquet records.
 
 Runs in Spark tasks: standard library and pyarrow only (zstandard for `.zst` files). A row is a physical
-line: a quoted csv cell cannot hold a line break. Of a key that a JSON object repeats, the last value counts.
+line: a quoted csv cell cannot hold a line break. No line is held whole beyond a limit. A JSON object that
+repeats a key which is read is refused, because two readers would take two values; of another key the last counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,13 @@ from featurize.reasons import Reason, Refused
 
 COMPRESSED = (".gz", ".zst")
 BATCH_ROWS = 8192
+MAX_LINE_BYTES = 16 << 20
 DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 """What reading a cut or damaged compressed stream raises; a disk that fails raises OSError, and the task is retried."""
 
 _BOM = b"\xef\xbb\xbf"
-_CHUNK = 1 << 13  # a few bytes of zstd can hold 128 KB of zeros
+_SKIPPED = 1 << 16  # bytes at a time of what is not kept
+_CHUNK = 128  # bytes of zstd at a time: four of them can hold 128 KB of zeros, and these are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -98,17 +101,26 @@ class _ZstdStream(io.RawIOBase):
         super().close()
 
 
-def read_split(split: Split, fmt: str, delimiter: str) -> Iterator[tuple[int, bytes, dict[str, Any] | Refused]]:
-    """(position, raw bytes, record or refusal) of every row that the split owns."""
+def read_split(
+    split: Split, fmt: str, delimiter: str, max_line: int = MAX_LINE_BYTES, read: Collection[str] = ()
+) -> Iterator[tuple[int, bytes, dict[str, Any] | Refused]]:
+    """(position, raw bytes, record or refusal) of every row that the split owns.
+
+    `max_line` is in bytes without the line's end; `read` are the JSON keys that may not be repeated.
+    """
     if fmt == "parquet":
         yield from _parquet_rows(split)
         return
-    parse = _json_record if fmt == "json" else _csv_parser(split.columns, delimiter)
-    for position, line in _lines(split):
+    parse = _json_parser(frozenset(read)) if fmt == "json" else _csv_parser(split.columns, delimiter)
+    first = 1 if split.location.endswith(COMPRESSED) else 0
+    for position, line in _lines(split, max_line):
         if line is None:
             yield position, b"", Refused(Reason.TRUNCATED, "the compressed stream is cut or damaged")
             continue
-        body = line.rstrip(b"\r\n")
+        if len(line) > max_line and not line.endswith(b"\n"):
+            yield position, line, Refused(Reason.TOO_LONG, f"longer than rules.max_line_bytes {max_line}")
+            continue
+        body = (line.removeprefix(_BOM) if position == first else line).rstrip(b"\r\n")
         if not body.strip():
             yield position, body, Refused(Reason.EMPTY_LINE, "")
             continue
@@ -118,41 +130,80 @@ def read_split(split: Split, fmt: str, delimiter: str) -> Iterator[tuple[int, by
             yield position, body, refusal
 
 
-def _lines(split: Split) -> Iterator[tuple[int, bytes | None]]:
-    """(position, line with its end); one (position, None) at the end of a truncated stream."""
+def _lines(split: Split, most: int) -> Iterator[tuple[int, bytes | None]]:
+    """(position, line with its end); one (position, None) at the end of a truncated stream.
+
+    Of a line of more than `most` bytes the first `most` + 1 are given, without an end.
+    """
     if split.location.endswith(COMPRESSED):
-        yield from _compressed_lines(split)
+        yield from _compressed_lines(split, most)
         return
     with open(split.location, "rb") as stream:
         position = split.start
         if position > 0:  # the line that runs across our start belongs to the split before
             stream.seek(position - 1)
-            position += len(stream.readline()) - 1
-        while position < split.end and (line := stream.readline()):
-            yield position, line.removeprefix(_BOM) if position == 0 else line
+            position += _skip_line(stream) - 1
+        while position < split.end and (line := stream.readline(most + 1)):
+            yield position, line
             position += len(line)
+            if len(line) > most and not line.endswith(b"\n"):
+                position += _skip_line(stream)
 
 
-def _compressed_lines(split: Split) -> Iterator[tuple[int, bytes | None]]:
+def _compressed_lines(split: Split, most: int) -> Iterator[tuple[int, bytes | None]]:
     number_ = 0
     try:
         with open_stream(split.location) as stream:
-            for line in stream:
+            while line := stream.readline(most + 1):
                 number_ += 1
                 if number_ > split.start:  # header lines
-                    yield number_, line.removeprefix(_BOM) if number_ == 1 else line
+                    yield number_, line
+                if len(line) > most and not line.endswith(b"\n"):
+                    _skip_line(stream)
     except DAMAGED:
         yield number_ + 1, None
 
 
-def _json_record(line: bytes) -> dict[str, Any]:
-    try:
-        record = json.loads(line.decode())  # from bytes, json would guess UTF-16 where it sees a NUL
-    except (ValueError, RecursionError) as error:
-        raise Refused(Reason.MALFORMED, f"not JSON: {error}"[:200]) from None
-    if not isinstance(record, dict):
-        raise Refused(Reason.MALFORMED, f"a JSON {type(record).__name__}, not an object")
+def _skip_line(stream: io.BufferedIOBase) -> int:
+    """Read to behind the next line end, holding little; the number of bytes."""
+    skipped = 0
+    while piece := stream.readline(_SKIPPED):
+        skipped += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return skipped
+
+
+class _Repeating(dict[str, Any]):
+    """A JSON object some of whose keys are there more than once."""
+
+    repeated: frozenset[str] = frozenset()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        seen: set[str] = set()
+        record = _Repeating(record)
+        record.repeated = frozenset(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
     return record
+
+
+def _json_parser(read: frozenset[str]) -> Callable[[bytes], dict[str, Any]]:
+    decode = json.JSONDecoder(object_pairs_hook=_object).decode
+
+    def parse(line: bytes) -> dict[str, Any]:
+        try:
+            record = decode(line.decode())  # from bytes, json would guess UTF-16 where it sees a NUL
+        except (ValueError, RecursionError) as error:
+            raise Refused(Reason.MALFORMED, f"not JSON: {error}"[:200]) from None
+        if isinstance(record, _Repeating) and (twice := sorted(read & record.repeated)):
+            raise Refused(Reason.DUPLICATE_KEY, f"the keys {', '.join(twice)} are there more than once")
+        if not isinstance(record, dict):
+            raise Refused(Reason.MALFORMED, f"a JSON {type(record).__name__}, not an object")
+        return record
+
+    return parse
 
 
 def csv_cells(line: str, delimiter: str) -> list[str]:
@@ -180,13 +231,33 @@ def _csv_parser(columns: tuple[str, ...], delimiter: str) -> Callable[[bytes], d
     return parse
 
 
+def damaged(error: Exception) -> bool:
+    """Whether pyarrow's error is about the file's content, and not about the disk or who may read it."""
+    return isinstance(error, pa.ArrowInvalid) or (isinstance(error, OSError) and error.errno is None)
+
+
 def _parquet_rows(split: Split) -> Iterator[tuple[int, bytes, dict[str, Any] | Refused]]:
-    with pq.ParquetFile(split.location, coerce_int96_timestamp_unit="us") as parquet:
-        position = sum(parquet.metadata.row_group(g).num_rows for g in range(split.start))
-        for batch in parquet.iter_batches(BATCH_ROWS, row_groups=list(range(split.start, split.end))):
-            for record in _records(batch):
-                yield position, b"", record
-                position += 1
+    position = 0
+    try:
+        with pq.ParquetFile(split.location, coerce_int96_timestamp_unit="us") as parquet:
+            position = sum(parquet.metadata.row_group(g).num_rows for g in range(split.start))
+            for batch in parquet.iter_batches(BATCH_ROWS, row_groups=list(range(split.start, split.end))):
+                for record in _records(_in_microseconds(batch)):
+                    yield position, b"", record
+                    position += 1
+    except (OSError, pa.ArrowException) as error:
+        if not damaged(error):
+            raise
+        yield position, b"", Refused(Reason.TRUNCATED, "the Parquet file is cut or damaged")
+
+
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Nanosecond times cut to what Python's own times hold; else they could be read beside pandas only."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
+            cut = batch.column(place).cast(pa.timestamp("us", field.type.tz), safe=False)
+            batch = batch.set_column(place, field.name, cut)
+    return batch
 
 
 def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | Refused]:
@@ -195,5 +266,5 @@ def _records(batch: pa.RecordBatch) -> list[dict[str, Any] | Refused]:
         return batch.to_pylist()
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
-            return [Refused(Reason.MALFORMED, str(error)[:200])]
+            return [Refused(Reason.MALFORMED, f"a value that Python cannot hold ({type(error).__name__})")]
         return [record for i in range(batch.num_rows) for record in _records(batch.slice(i, 1))]

@@ -1,4 +1,4 @@
-"""One raw value to one typed value. Runs in Spark tasks: only the standard library.
+"""One raw value to one typed value. Runs in Spark tasks: nothing beyond the standard library.
 
 Every function returns the value, or None for missing (absent, null, empty text; NaN and infinity except
 as a time), and raises ValueError, whose text becomes the quarantine detail, for anything else. Digits
@@ -13,8 +13,17 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
 
+from featurize.reasons import BadValue
+
 _PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+AUTO_FROM, AUTO_UNTIL = 315_532_800, 7_258_118_400
+"""Seconds since 1970 of 1980-01-01 and 2200-01-01: the times that `auto` tells apart by magnitude alone.
+
+A unit's numbers are 1000 times those of the unit before it, so ranges [A, B) of neighbours do not meet as
+long as B < 1000 A; here B is 23 A, and a number between two ranges is no time in any unit.
+"""
 
 
 def text(value: Any) -> str | None:
@@ -25,11 +34,12 @@ def text(value: Any) -> str | None:
     >>> text(7), text(7.0), text("a"), text(""), text(float("nan"))
     ('7', '7', 'a', None, None)
     """
-    if value is None or value == "":
-        return None
     if isinstance(value, str):
-        value.encode()  # UnicodeEncodeError is a ValueError
-        return value
+        if not value.isascii():
+            value.encode()  # UnicodeEncodeError is a ValueError
+        return value or None
+    if value is None:
+        return None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float | Decimal):
@@ -54,7 +64,7 @@ def number(value: Any) -> float | None:
     try:
         result = float(_plain(value))
     except (TypeError, ValueError):
-        raise ValueError(f"{str(value)[:40]!r} is not a number") from None
+        raise BadValue("is not a number", value) from None
     except OverflowError:
         return None
     return result if math.isfinite(result) else None
@@ -81,10 +91,11 @@ def multi(separator: str | None) -> Callable[[Any], list[str] | None]:
 
 
 def microseconds(unit: str | None, pattern: str | None) -> Callable[[Any], int | None]:
-    """A reader of times in `unit` (s, ms, us, ns, iso) or in a strptime `pattern`: microseconds since 1970.
+    """A reader of times in `unit` (s, ms, us, ns, auto, iso) or in a strptime `pattern`: microseconds since 1970.
 
     A time without a zone is UTC. Whole numbers are exact, 64-bit nanoseconds too; what lies below a
-    microsecond is cut off. Parquet's own timestamps and dates need no unit.
+    microsecond is cut off. `auto` takes each number for the unit in which it lies between 1980 and 2200.
+    A leap second (23:59:60) is no time. Parquet's own timestamps and dates need no unit.
 
     >>> microseconds("s", None)("1.5"), microseconds("iso", None)("1970-01-01T00:00:01")
     (1500000, 1000000)
@@ -102,11 +113,20 @@ def microseconds(unit: str | None, pattern: str | None) -> Callable[[Any], int |
                 return _since_epoch(datetime.strptime(str(value), pattern))
             if unit == "iso":
                 return _since_epoch(datetime.fromisoformat(value))
-            return _scaled(value, _PER_SECOND[str(unit)])
+            return _of_any_unit(value) if unit == "auto" else _scaled(value, _PER_SECOND[str(unit)])
         except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"{str(value)[:40]!r} is not a time in {pattern or unit}") from None
+            words = "s, ms, us or ns between 1980 and 2200" if unit == "auto" else pattern or unit
+            raise BadValue(f"is not a time in {words}", value) from None
 
     return read
+
+
+def _of_any_unit(value: Any) -> int:
+    amount = _amount(value)
+    for per_second in _PER_SECOND.values():
+        if AUTO_FROM * per_second <= amount < AUTO_UNTIL * per_second:
+            return _scaled(amount, per_second)
+    raise ValueError
 
 
 def _since_epoch(value: datetime) -> int:
@@ -115,14 +135,20 @@ def _since_epoch(value: datetime) -> int:
     return (delta.days * 86400 + delta.seconds) * 10**6 + delta.microseconds
 
 
-def _scaled(value: Any, per_second: int) -> int:
+def _amount(value: Any) -> Any:
+    """The number that a value is or spells."""
     if isinstance(value, bool | bytes):
         raise ValueError
     if isinstance(value, str):
         try:
-            value = int(_plain(value))
+            return int(_plain(value))
         except ValueError:  # a decimal point or an exponent
-            value = float(_plain(value))
+            return float(_plain(value))
+    return value
+
+
+def _scaled(value: Any, per_second: int) -> int:
+    value = _amount(value)
     if value == int(value):
         return int(value) * 10**6 // per_second
     return round(float(value) * 10**6 / per_second)

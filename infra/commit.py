@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,16 @@ from deltalake.transaction import AddAction, RemoveAction
 
 from infra.disk import sync
 from infra.errors import CommitConflict, CommitError
-from infra.lake import Lake, brief, create, same_schema
+from infra.lake import Lake, arrow_schema, brief
+from infra.log import COMMIT_ID, TRANSACTIONS, find, make_durable
+from infra.schemas import conflicts, create, misfit
 from infra.tables import Table
-
-COMMIT_ID = "logs2rec.commitId"
-"""Metadata key that tells our own commit from another's after a lost answer."""
 
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Names that mean the same to a file system, a URL and Hive partitioning, and that vacuum does not skip."""
+
+_READERS = 16
+"""Footers that are read at once: on a shared disk the time goes into waiting."""
 
 _ATTEMPTS = 50
 """Times that a commit starts again because writers of other partitions came first; a handful in practice."""
@@ -51,10 +55,19 @@ class DataFile:
     stats: str
 
 
-def write_file(folder: str, table: Table, partition: Mapping[str, str], batches: Sequence[pa.Table]) -> DataFile:
+def write_file(
+    folder: str,
+    table: Table,
+    partition: Mapping[str, str],
+    batches: Sequence[pa.Table],
+    order: Sequence[int] = (),
+    distinct: Sequence[str] = (),
+) -> DataFile:
     """Write rows of ONE partition as a new, fsynced Parquet file and report it; nothing is committed.
 
-    Names are random, so a retried or speculative task never touches another attempt's file. Raises
+    Names are random, so a retried or speculative task never touches another attempt's file; `order` stands in
+    front, so that readers, which go by path, see the rows in the same order after every rebuild. `distinct` names
+    lists of numbers of which most differ: they are stored without a dictionary, in half the time. Raises
     CommitError when the rows do not fit the table or the partition cannot be a folder's name.
     """
     directory = _directory(table, partition)
@@ -64,16 +77,35 @@ def write_file(folder: str, table: Table, partition: Mapping[str, str], batches:
         raise CommitError(
             f"table {table.name!r}, partition {dict(partition)}: {brief(error)}; check its rows"
         ) from error
-    target = Path(folder) / directory / f"part-{uuid.uuid4().hex}.parquet"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with open(target, "wb") as sink:
-        pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18)
-        sink.flush()
-        os.fsync(sink.fileno())
-    for parent in (target.parent, *target.parent.parents)[: len(table.partition_by) + 1]:
-        sync(parent)  # up to the table's: each may be new
+    name = "-".join(["part", *(f"{n:05d}" for n in order), uuid.uuid4().hex])
+    target = Path(folder) / directory / f"{name}.parquet"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "wb") as sink:
+            pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18, **_encoding(rows, distinct))
+            sink.flush()
+            os.fsync(sink.fileno())
+        for parent in (target.parent, *target.parent.parents)[: len(table.partition_by) + 1]:
+            sync(parent)  # up to the table's: each may be new
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise CommitError(
+            f"table {table.name!r}, file {target}: cannot be written ({brief(error)}); nothing was committed: make "
+            "room or mend the disk, and run the command again"
+        ) from error
     path, stats = target.relative_to(folder).as_posix(), json.dumps({"numRecords": rows.num_rows})
     return DataFile(path, target.stat().st_size, rows.num_rows, dict(partition), stats)
+
+
+def _encoding(rows: pa.Table, distinct: Sequence[str]) -> dict[str, Any]:
+    """Parquet encodings: bytes of equal weight side by side, which compress well, for the `distinct` lists."""
+    if not distinct:
+        return {}
+    plain = [name for name in rows.schema.names if name not in distinct]
+    return {
+        "use_dictionary": plain,
+        "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in distinct},
+    }
 
 
 def commit(
@@ -83,25 +115,33 @@ def commit(
     *,
     replace: Mapping[str, Sequence[str]],
     metadata: Mapping[str, Any],
+    renew: bool = False,
 ) -> int:
     """Replace the partitions named by `replace` by `files`, in one commit; returns its version.
 
     `replace` maps a partition column to values, e.g. {"arrival": ["2026-01-03"]}, the table's first partition
     column among them; every file must lie inside it. Each value of that column has an application transaction
     of its own, so that of two writers of one value, new or not, one fails; writers of other values both land.
+    With `renew`, a table whose columns cannot evolve into the declared ones starts anew with these in the same
+    commit: its other partitions, which hold the old ones, leave it (pinned versions stay as they are).
 
     Raises CommitError when a file is not what its report says (nothing is committed then), and
     CommitConflict when another writer came first.
     """
-    create(lake, table)
     _check_replace(table, replace)
-    for file in files:
-        _verify(lake, table, file, replace)
+    renew = renew and bool(conflicts(lake, table))
+    if not renew:
+        create(lake, table)
     delta = lake.open(table.name)
-    _refuse_known(table, files, lake.files(table.name, delta.version(), replace), lake.path(table.name))
+    stored = table.schema if renew else arrow_schema(delta)
+    expected = pa.schema([f for f in stored if f.name not in table.partition_by])
+    with ThreadPoolExecutor(_READERS) as pool:
+        list(pool.map(lambda file: _verify(lake, table, expected, file, replace), files))
+    known = [path for path, _ in lake.data_files(delta, table.name, replace)]
+    _refuse_known(table, files, known, lake.path(table.name))
     first = table.partition_by[0]
     app_ids = [f"{table.name}:{first}={value}" for value in replace[first]]
-    return _land(lake, table, delta, files, replace, app_ids, metadata)
+    return _land(lake, table, delta, files, replace, app_ids, metadata, renew)
 
 
 def astray(
@@ -146,6 +186,17 @@ def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, 
     return True
 
 
+def rewrite(lake: Lake, table: Table, delta: DeltaTable, file: DataFile, old: Sequence[str]) -> int:
+    """Put `file` in the place of the files `old` of an open record table: the same rows, in one commit.
+
+    Appends that come in between stay. The application transaction is what keeps a second rewrite from landing:
+    deltalake lets two commits remove the same files, and both add theirs. Raises CommitConflict for the second.
+    """
+    expected = pa.schema([f for f in arrow_schema(delta) if f.name not in table.partition_by])
+    _verify(lake, table, expected, file, {})
+    return _land(lake, table, delta, [file], None, [f"{table.name}:rewrite"], {}, remove=old)
+
+
 def _land(
     lake: Lake,
     table: Table,
@@ -154,6 +205,8 @@ def _land(
     replace: Mapping[str, Sequence[str]] | None,
     app_ids: Sequence[str],
     metadata: Mapping[str, Any],
+    renew: bool = False,
+    remove: Sequence[str] = (),
 ) -> int:
     """Make the commit that follows `delta` durable; returns its version.
 
@@ -163,21 +216,28 @@ def _land(
     commit_id = uuid.uuid4().hex
     base = delta.version()
     before = {a: delta.transaction_version(a) or 0 for a in app_ids}
-    carried = {**metadata, COMMIT_ID: commit_id}
+    carried = {**metadata, COMMIT_ID: commit_id, TRANSACTIONS: str(len(app_ids))}
+    folder = lake.path(table.name)
     for _ in range(_ATTEMPTS):
         failure: Exception | None = None
         try:
-            _transact(lake, delta, table, files, replace, {a: n + 1 for a, n in before.items()}, carried)
+            _transact(lake, delta, table, files, replace, {a: n + 1 for a, n in before.items()}, carried, renew, remove)
         except Exception as error:
             failure = error
         # An error does not mean "not committed": the answer may have been lost. The log knows.
-        delta = lake.open(table.name)
-        version = _find(lake, table, commit_id, base)
+        version = find(folder, commit_id, base)
         if version is not None:
-            _fsync_log(lake, table, base, version)
+            try:
+                make_durable(folder, version, lake.root)
+            except OSError as error:
+                raise CommitError(
+                    f"table {table.name!r}: version {version} cannot be made durable ({brief(error)}); mend the disk "
+                    "and run the command again"
+                ) from error
             return version
         if failure is None:
             raise CommitError(f"table {table.name!r}: the commit returned but is not in the log; run the command again")
+        delta = lake.open(table.name)
         if taken := [a for a, number in before.items() if (delta.transaction_version(a) or 0) != number]:
             raise CommitConflict(
                 f"table {table.name!r}: another writer committed {', '.join(taken)} first; run the command again"
@@ -199,18 +259,23 @@ def _transact(
     replace: Mapping[str, Sequence[str]] | None,
     transactions: Mapping[str, int],
     metadata: Mapping[str, Any],
+    renew: bool,
+    remove: Sequence[str],
 ) -> None:
     root = Path(lake.path(table.name))
+    changes = not remove  # a rewrite of the same rows changes no data
     actions: list[AddAction | RemoveAction] = [
-        AddAction(f.path, f.size, dict(f.partition), (root / f.path).stat().st_mtime_ns // 1_000_000, True, f.stats)
+        AddAction(f.path, f.size, dict(f.partition), (root / f.path).stat().st_mtime_ns // 1_000_000, changes, f.stats)
         for f in files
     ]
+    actions += [RemoveAction(path, False, time.time_ns() // 1_000_000) for path in remove]
     delta.create_write_transaction(
         actions,
         mode="append" if replace is None else "overwrite",
-        schema=Schema.from_arrow(table.schema),
+        # An overwrite puts the schema given here over the stored one, columns that only that one has included.
+        schema=Schema.from_arrow(table.schema) if renew else delta.schema(),
         partition_by=list(table.partition_by),
-        partition_filters=None if replace is None else [(c, "in", list(v)) for c, v in replace.items()],
+        partition_filters=None if replace is None or renew else [(c, "in", list(v)) for c, v in replace.items()],
         commit_properties=CommitProperties(
             custom_metadata={k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()},
             app_transactions=[Transaction(app_id, number) for app_id, number in transactions.items()],
@@ -247,8 +312,11 @@ def _directory(table: Table, partition: Mapping[str, str]) -> str:
     return "/".join(f"{c}={partition[c]}" for c in table.partition_by)
 
 
-def _verify(lake: Lake, table: Table, file: DataFile, replace: Mapping[str, Sequence[str]]) -> None:
-    """The file lies in its partition's folder, inside `replace`, and has the reported size, rows and schema."""
+def _verify(
+    lake: Lake, table: Table, expected: pa.Schema, file: DataFile, replace: Mapping[str, Sequence[str]]
+) -> None:
+    """The file lies in its partition's folder, inside `replace`, and has the reported size and rows and columns
+    that fit the `expected` ones (a nullable one may be lacking: a file put back may be older than the column)."""
 
     def refuse(why: str) -> CommitError:
         return CommitError(f"table {table.name!r}, file {file.path!r}: {why}; nothing was committed")
@@ -271,9 +339,9 @@ def _verify(lake: Lake, table: Table, file: DataFile, replace: Mapping[str, Sequ
         raise refuse(f"it is not a complete Parquet file ({brief(error)})") from None
     if footer.num_rows != file.rows or _counted(file.stats) != file.rows:
         raise refuse(f"its footer counts {footer.num_rows} rows, its task reported {file.rows}, {file.stats}")
-    if not same_schema(schema, table.file_schema):
-        raise refuse(f"its columns are ({_types(schema)}), declared are ({_types(table.file_schema)})")
-    if loose := [f.name for f in schema if f.nullable and not table.file_schema.field(f.name).nullable]:
+    if misfit(schema, expected):
+        raise refuse(f"its columns are ({_types(schema)}), declared are ({_types(expected)})")
+    if loose := [f.name for f in schema if f.nullable and not expected.field(f.name).nullable]:
         raise refuse(f"its columns {', '.join(loose)} may hold nulls, which the table does not allow")
 
 
@@ -300,34 +368,3 @@ def _counted(stats: str) -> Any:
 
 def _plain(value: Any) -> bool:
     return isinstance(value, str) and _PLAIN.fullmatch(value) is not None
-
-
-def _find(lake: Lake, table: Table, commit_id: str, base: int) -> int | None:
-    """The version after `base` that carries `commit_id`.
-
-    From the log itself: `DeltaTable.history` counts down from its handle's version, but lists newer commits
-    too, so beside other writers it reports wrong numbers.
-    """
-    version = base + 1
-    while (entry := _log(lake, table) / f"{version:020d}.json").exists():
-        if f'"{commit_id}"' in entry.read_text(encoding="utf-8"):
-            return version
-        version += 1
-    return None
-
-
-def _log(lake: Lake, table: Table) -> Path:
-    return Path(lake.path(table.name)) / "_delta_log"
-
-
-def _fsync_log(lake: Lake, table: Table, base: int, version: int) -> None:
-    """Local commits are not fsynced by deltalake: a power cut could lose an acknowledged one.
-
-    From `base` on, because the writer of an entry that ours follows may have died before its own fsync.
-    """
-    log = _log(lake, table)
-    for number in range(base, version + 1):
-        with open(log / f"{number:020d}.json", "rb") as entry:
-            os.fsync(entry.fileno())
-    for folder in (log, log.parent, lake.root):
-        sync(folder)

@@ -50,9 +50,13 @@ class CommitError(Logs2RecError):
 
 
 class SchemaChanged(CommitError):
-    """The contract asks for other columns than a table was written with: another workspace is needed."""
+    """A table was written with columns, or in a format version, that cannot become what is asked for now."""
 
     exit_code = 2
+
+
+class ContractChanged(UsageError):
+    """The contract changed in a way that published arrivals cannot stay with; names the migration to run."""
 
 
 class CommitConflict(CommitError):

@@ -13,13 +13,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.fs as pafs
-from deltalake import CommitProperties, DeltaTable
+from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from infra.errors import CommitError, DataRefused, SchemaChanged, UsageError
-from infra.tables import Table
+from infra import log
+from infra.errors import DataRefused, SchemaChanged, UsageError
+from infra.tables import FORMAT_VERSION
 
 Where = Mapping[str, str | Sequence[str]]
 """Partition column -> the value, or the values of which one must hold."""
@@ -27,6 +29,10 @@ Where = Mapping[str, str | Sequence[str]]
 _UNSUPPORTED = {"deletionVectors": "deletion vectors", "columnMapping": "column mapping"}
 _UNUSABLE_IN_ROOT = frozenset("%*?[]{}\\")
 """deltalake 1.6 decodes a '%' in a local path and fails on brackets; Spark takes the others for a pattern."""
+
+
+FORMAT_PROPERTY = "logs2rec.formatVersion"
+"""The Delta property that carries FORMAT_VERSION; a table without it is of version 1."""
 
 
 class Lake:
@@ -51,7 +57,7 @@ class Lake:
 
     def exists(self, table: str) -> bool:
         """Whether the table has a Delta log."""
-        return DeltaTable.is_deltatable(self.path(table))
+        return log.is_table(self.path(table))
 
     def version(self, table: str) -> int | None:
         """The newest version, published or not; None without a table."""
@@ -60,8 +66,9 @@ class Lake:
     def open(self, table: str, version: int | None = None) -> DeltaTable:
         """The table at `version` (newest if None).
 
-        Raises DataRefused when the table or version is not there, or when the table uses a feature
-        that this project's readers and writers do not honour.
+        Raises DataRefused when the table or version is not there, when its log is damaged (an entry cut short
+        included, which deltalake takes for a whole one), or when the table uses a feature
+        that this project's readers and writers do not honour; SchemaChanged when it is of another format version.
         """
         try:
             delta = DeltaTable(self.path(table), version=version)
@@ -70,14 +77,22 @@ class Lake:
                 f"table {table!r} does not exist under {self.root}: run the stage that writes it"
             ) from None
         except (DeltaError, OverflowError) as error:
-            if version is None:
-                raise DataRefused(f"table {table!r} under {self.root}: its log is damaged ({brief(error)})") from None
+            words = log.damage(self.path(table))
+            if words or version is None:
+                raise self._damaged(table, words or brief(error)) from None
             raise DataRefused(
                 f"table {table!r} has no version {version} ({brief(error)}): it was vacuumed or never written; "
                 "run the stage again"
             ) from None
+        entry = log.entry_of(self.path(table), delta.version())
+        if entry.exists() and (flaw := log.flaw(entry)):
+            raise self._damaged(table, log.advice(self.path(table), delta.version(), flaw, newest=version is None))
         refuse_unsupported(delta, table)
+        refuse_other_format(delta, table)
         return delta
+
+    def _damaged(self, table: str, words: str) -> DataRefused:
+        return DataRefused(f"table {table!r} under {self.root}: its log is damaged: {words}")
 
     def read(
         self, table: str, version: int, where: Where | None = None, columns: Sequence[str] | None = None
@@ -103,7 +118,7 @@ class Lake:
         delta = self.open(table, version)
         filesystem, file_format = pafs.LocalFileSystem(), pads.ParquetFileFormat()
         fragments = []
-        for path, partition in self._data_files(delta, table, where):
+        for path, partition in self.data_files(delta, table, where):
             match = [pads.field(c) == value for c, value in partition.items()]
             guarantee = reduce(operator.and_, match) if match else None
             fragments.append(file_format.make_fragment(path, filesystem, guarantee))
@@ -111,75 +126,30 @@ class Lake:
 
     def files(self, table: str, version: int, where: Where | None = None) -> list[str]:
         """Absolute paths of a pinned version's data files, always in the same order."""
-        return [path for path, _ in self._data_files(self.open(table, version), table, where)]
+        return [path for path, _ in self.data_files(self.open(table, version), table, where)]
 
     def partitions(self, table: str, version: int, column: str) -> list[str]:
         """The distinct values of a partition column, sorted."""
         delta = self.open(table, version)
         _check_partitioned(delta, table, [column])
-        return sorted({partition[column] for _, partition in self._data_files(delta, table, None)})
+        return sorted({partition[column] for _, partition in self.data_files(delta, table, None)})
 
-    def _data_files(
-        self, delta: DeltaTable, table: str, where: Where | None
+    def data_files(
+        self, delta: DeltaTable, table: str, where: Where | None = None
     ) -> Iterator[tuple[str, Mapping[str, str]]]:
-        """(absolute path, partition) by path: the log's own order changes when a checkpoint is written."""
+        """(absolute path, partition) of an open table's data files.
+
+        By path: the log's own order changes when a checkpoint is written.
+        """
         wanted = {c: {v} if isinstance(v, str) else set(v) for c, v in (where or {}).items()}
         _check_partitioned(delta, table, wanted)
-        for action in sorted(pa.table(delta.get_add_actions()).to_pylist(), key=operator.itemgetter("path")):
-            partition = action.get("partition") or {}
-            if all(partition[c] in values for c, values in wanted.items()):
-                yield f"{self.path(table)}/{unquote(action['path'])}", partition
-
-
-def create(lake: Lake, table: Table) -> None:
-    """Create the table with this project's properties unless it is there; check its columns if it is.
-
-    Raises CommitError when the stored columns (names, order, types, nullability, partitioning) are not
-    the declared ones.
-    """
-    if not lake.exists(table.name):
-        # Logs are kept for ever until our own maintenance removes them: commit metadata is the audit trail.
-        properties = {
-            "delta.logRetentionDuration": "interval 3650 days",
-            "delta.enableExpiredLogCleanup": "false",
-        }
-        try:
-            DeltaTable.create(
-                lake.path(table.name),
-                schema=table.schema,
-                partition_by=list(table.partition_by),
-                mode="ignore",
-                description=table.meaning,
-                configuration=properties,
-                # A retry would land as version 1 and put its own schema over that of whoever was first.
-                commit_properties=CommitProperties(max_commit_retries=0),
-            )
-        except DeltaError as error:
-            if not lake.exists(table.name):  # else another process created it first
-                raise CommitError(
-                    f"table {table.name!r} cannot be created under {lake.root} ({brief(error)})"
-                ) from error
-    check_schema(lake, table)
-
-
-def check_schema(lake: Lake, table: Table) -> None:
-    """Raise SchemaChanged when the table exists with other columns, nullability or partitioning than declared."""
-    if not lake.exists(table.name):
-        return
-    delta = lake.open(table.name)
-    stored, partition_by = arrow_schema(delta), delta.metadata().partition_columns
-    nullability = [(f.nullable, g.nullable) for f, g in zip(stored, table.schema, strict=False)]
-    if (
-        not same_schema(stored, table.schema)
-        or any(there != asked for there, asked in nullability)
-        or partition_by != list(table.partition_by)
-    ):
-        raise SchemaChanged(
-            f"table {table.name!r} under {lake.root} was written with other columns than the contract now asks for\n"
-            f"  stored:   {_columns(stored, partition_by)}\n"
-            f"  declared: {_columns(table.schema, table.partition_by)}\n"
-            "use another workspace for the changed contract"
-        )
+        actions = pa.table(delta.get_add_actions())
+        actions = actions.select([c for c in ("path", "partition") if c in actions.column_names])
+        for column, values in wanted.items():
+            held = pc.cast(pc.struct_field(actions["partition"], column), pa.string())
+            actions = actions.filter(pc.is_in(held, pa.array(sorted(values), pa.string())))
+        for action in sorted(actions.to_pylist(), key=operator.itemgetter("path")):
+            yield f"{self.path(table)}/{unquote(action['path'])}", action.get("partition") or {}
 
 
 def arrow_schema(delta: DeltaTable) -> pa.Schema:
@@ -212,6 +182,22 @@ def refuse_unsupported(delta: DeltaTable, name: str) -> None:
             raise DataRefused(f"table {name!r} uses {words}, which this pipeline does not read: rewrite it without")
 
 
+def refuse_other_format(delta: DeltaTable, name: str) -> None:
+    """Raise SchemaChanged for a table that another format version of this project wrote."""
+    found = delta.metadata().configuration.get(FORMAT_PROPERTY, "1")
+    if found == str(FORMAT_VERSION):
+        return
+    if found.isdecimal() and int(found) < FORMAT_VERSION:
+        raise SchemaChanged(
+            f"table {name!r} was written by an older logs2rec (format version {found}, this one writes "
+            f"{FORMAT_VERSION}); ingest the raw files into a new workspace"
+        )
+    raise SchemaChanged(
+        f"table {name!r} was written by a newer logs2rec (format version {found}, this one reads {FORMAT_VERSION}); "
+        "upgrade logs2rec"
+    )
+
+
 def _check_partitioned(delta: DeltaTable, table: str, columns: Iterable[str]) -> None:
     by = delta.metadata().partition_columns
     if unknown := sorted(set(columns) - set(by)):
@@ -227,8 +213,3 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_string(kind):
         return pa.string()
     return pa.list_(_plain(kind.value_type)) if pa.types.is_list(kind) else kind
-
-
-def _columns(schema: pa.Schema, partition_by: Sequence[str]) -> str:
-    names = ", ".join(f"{f.name} {f.type}{'' if f.nullable else ' not null'}" for f in schema)
-    return f"{names}; partitioned by {', '.join(partition_by) or 'nothing'}"

@@ -9,14 +9,14 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
 from infra.config import Settings
-from infra.errors import EnvironmentProblem, UsageError
+from infra.errors import ConfigError, EnvironmentProblem, UsageError
 from infra.java import Java, find_java
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ _OWN_FIELDS = {
     "spark.driver.memory": "driver_memory",
     "spark.sql.shuffle.partitions": "shuffle_partitions",
 }
+
+_AT_LAUNCH = ("spark.driver.memory", "spark.driver.extraJavaOptions")
+"""What only the launch of a JVM can give it; spark-submit has launched its own before we run."""
 
 _LOG4J = "log4j2.properties"
 
@@ -82,26 +85,81 @@ class SparkSettings(Settings):
 def session(settings: SparkSettings, app_name: str) -> Iterator[SparkSession]:
     """A Spark session; on exit it is stopped and the JVM started for it has ended.
 
+    In a script that spark-submit runs, the JVM is spark-submit's: it is left alone, and what spark-submit
+    was told (its options, spark-defaults.conf) wins over `settings`, except FIXED. The driver's memory and
+    the master are then always spark-submit's.
+
     Inside an open session of the same settings that session is used, and left open. One after the other,
     as many as wanted. Objects that hold on to a JVM (a decorated udf, a Column) die with their session:
     make them inside the job, not at module level. `collect` and `toPandas` give local times, as always
     with PySpark; Arrow batches are UTC.
 
     Raises EnvironmentProblem when there is no Java or Spark does not start, UsageError when this process
-    has an open session of other settings.
+    has an open session of other settings, ConfigError when spark-submit was told another value for a FIXED
+    property.
     """
     from pyspark import SparkContext
 
+    told = _told() if submitted() else None
     if SparkContext._active_spark_context is not None:
-        yield _open_session(settings)
+        yield _open_session(_left_to_say(_demanded(settings), told))
         return
-    java = find_java()
-    with tempfile.TemporaryDirectory(prefix="logs2rec-spark-") as scratch, _environment(settings, java), _sigint():
-        (Path(scratch) / _LOG4J).write_text(_QUIET, encoding="utf-8")
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logs2rec-spark-")))
+        stack.enter_context(_sigint())
+        if told is not None:
+            wanted = submitted_properties(settings, app_name, scratch, told)
+            where = f"for spark-submit with master {told.get('spark.master', settings.master)}"
+        else:
+            java = find_java()
+            stack.enter_context(_environment(settings, java))
+            (scratch / _LOG4J).write_text(_QUIET, encoding="utf-8")
+            wanted = properties(settings, app_name, scratch)
+            where = f"on Java {java.version} ({java.home}) with master {settings.master}"
         try:
-            yield _start(properties(settings, app_name, Path(scratch)), java)
+            yield _start(wanted, where)
         finally:
             _stop()
+
+
+def submitted() -> bool:
+    """Whether spark-submit started this process, from a JVM of its own."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def submitted_properties(
+    settings: SparkSettings, app_name: str, scratch: Path, told: Mapping[str, str]
+) -> dict[str, str]:
+    """The properties of a session under spark-submit, which was `told` some: those have precedence.
+
+    Raises ConfigError naming a FIXED property that was told to be something else.
+    """
+    for name, value in FIXED.items():
+        if (found := told.get(name, value)) != value:
+            raise ConfigError(
+                f"spark-submit was told {name}={found}, but the tables rely on {value}: "
+                f"leave it out, or say --conf {name}={value} where spark-defaults.conf sets it"
+            )
+    where = settings.model_copy(update={"master": told.get("spark.master", settings.master)})
+    return _left_to_say(properties(where, app_name, scratch), told)
+
+
+def _left_to_say(wanted: Mapping[str, str], told: Mapping[str, str] | None) -> dict[str, str]:
+    """Without what spark-submit was told, and what only the launch of its JVM could have heeded."""
+    if told is None:
+        return dict(wanted)
+    return {name: value for name, value in wanted.items() if name not in told and name not in _AT_LAUNCH}
+
+
+def _told() -> dict[str, str]:
+    """What spark-submit was told: its options, and spark-defaults.conf."""
+    from pyspark import SparkConf, SparkContext
+
+    SparkContext.getSystemProperty("java.version")  # connects to the JVM: without one a SparkConf is empty
+    told = dict(SparkConf().getAll())
+    if told.get("spark.app.name") == Path(sys.argv[0]).name:  # spark-submit's own answer, where --name gave none
+        del told["spark.app.name"]
+    return told
 
 
 def properties(settings: SparkSettings, app_name: str, scratch: Path) -> dict[str, str]:
@@ -171,17 +229,17 @@ def _sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _open_session(settings: SparkSettings) -> SparkSession:
+def _open_session(demanded: Mapping[str, str]) -> SparkSession:
     from pyspark.sql import SparkSession
 
     spark = SparkSession.builder.getOrCreate()
-    for name, value in _demanded(settings).items():
+    for name, value in demanded.items():
         if (found := spark.conf.get(name, None)) != value:
             raise UsageError(f"this process has an open Spark session with {name}={found}, not {value}: close it first")
     return spark
 
 
-def _start(wanted: Mapping[str, str], java: Java) -> SparkSession:
+def _start(wanted: Mapping[str, str], where: str) -> SparkSession:
     from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
@@ -190,7 +248,7 @@ def _start(wanted: Mapping[str, str], java: Java) -> SparkSession:
         return SparkSession.builder.config(map=dict(wanted)).getOrCreate()
     except (Py4JError, PySparkException) as error:
         raise EnvironmentProblem(
-            f"Spark did not start on Java {java.version} ({java.home}) with master {wanted['spark.master']}: "
+            f"Spark did not start {where}: "
             f"{' '.join(str(error).split())[:300]} - see Spark's own lines above, and run `logs2rec doctor`"
         ) from error
 

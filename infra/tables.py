@@ -88,8 +88,8 @@ def events(fields: Sequence[tuple[str, Kind]]) -> Table:
     columns = (
         ARRIVAL,
         Column("ds", pa.string(), "event date, UTC"),
-        Column("event_id", pa.string(), "the log's own id, else a hash of the contract's deduplication key"),
-        Column("user", pa.string(), "user id as logged"),
+        Column("event_id", pa.string(), "the log's own id, else a (for personal ids keyed) hash of the contract's key"),
+        Column("user", pa.string(), "pseudonym of the user id, or the id as logged where the contract is not personal"),
         Column("item", pa.string(), "item id as logged"),
         Column("ts", TIMESTAMP, "event time"),
         Column("type", pa.string(), "event type"),
@@ -105,9 +105,16 @@ def events(fields: Sequence[tuple[str, Kind]]) -> Table:
     return Table("events", "validated, deduplicated, typed events", columns, ("arrival", "ds"))
 
 
-def side_features(of: str, fields: Sequence[tuple[str, Kind]]) -> Table:
-    """Feature fields of users or items from their side file (`of` is 'user' or 'item')."""
-    columns = (ARRIVAL, Column("key", pa.string(), f"{of} id as logged"), *_raw(fields))
+VALID_FROM = Column("valid_from", TIMESTAMP, "the row holds from then on, until the key's next row")
+
+
+def side_features(of: str, fields: Sequence[tuple[str, Kind]], timed: bool = False) -> Table:
+    """Feature fields of users or items from their side file (`of` is 'user' or 'item').
+
+    `timed`: the file says from when on a row holds, and a key may have several.
+    """
+    key = Column("key", pa.string(), f"{of} id, as in events")
+    columns = (ARRIVAL, key, *((VALID_FROM,) if timed else ()), *_raw(fields))
     return Table(f"{of}_features", f"feature fields of each {of}, from its side file", columns, ("arrival",))
 
 
@@ -119,8 +126,13 @@ QUARANTINE = Table(
         Column("file", pa.string(), "raw file, relative to the data root"),
         Column("position", pa.int64(), "byte offset, line number or row, as in events"),
         Column("reason", pa.string(), "one word from featurize.reasons.Reason"),
-        Column("detail", pa.string(), "the column and value at fault"),
-        Column("raw", pa.string(), "the row as found, at most 4096 characters, bad bytes escaped"),
+        Column("detail", pa.string(), "the column at fault, and its value where the contract is not personal"),
+        Column(
+            "raw",
+            pa.string(),
+            "the row as found, at most 4096 characters, bad bytes escaped (id_conflict: its typed columns as JSON); "
+            "empty where the contract is personal",
+        ),
     ),
     ("arrival",),
 )
@@ -163,6 +175,23 @@ FIELD_VALUES = Table(
         Column("key", pa.string(), "value as logged"),
     ),
     ("arrival",),
+)
+
+HISTORIES = Table(
+    "histories",
+    "each user's last events: a base up to a day, and a tail for every day after it",
+    (
+        Column("ds", pa.string(), "tail: the one event date of its events; base: the last event date in it"),
+        Column("kind", pa.string(), "base or tail"),
+        Column("bucket", pa.string(), "bucket of the user's hash; function and count are properties of the table"),
+        Column("user", pa.string(), "user id"),
+        Column("items", pa.list_(pa.int32()), "item indices, oldest first; 1 if the item was unknown on arrival"),
+        Column("ts", pa.list_(TIMESTAMP), "time of each event"),
+        Column("is_target", pa.list_(pa.bool_()), "whether each event is of a target type; null: all are", True),
+        Column("first_target", pa.int32(), "tail: item of the day's first event of a target type", True),
+        Column("first_target_ts", TIMESTAMP, "its time, even where the cap left the event itself out", True),
+    ),
+    ("ds", "kind", "bucket"),
 )
 
 SEQUENCES = Table(
@@ -229,6 +258,61 @@ FIELDS = Table(
         Column("missing_rate", pa.float64(), "share of training rows where the field is missing"),
     ),
     ("as_of",),
+)
+
+MISSING_RATES = Table(
+    "missing_rates",
+    "how often each field of `samples` was missing on each day, in rows that were observed (sampled ones left out)",
+    (
+        AS_OF,
+        Column("ds", pa.string(), "event date, UTC"),
+        Column("field", pa.string(), "field name"),
+        Column("rows", pa.int64(), "observed rows of the day, in all splits"),
+        Column("missing", pa.int64(), "those where the field is missing; the rate is missing / rows"),
+    ),
+    ("as_of",),
+)
+
+POPULARITY = Table(
+    "popularity",
+    "positive events per item and day, from which the negatives of `samples` were drawn",
+    (
+        AS_OF,
+        Column("ds", pa.string(), "event date, UTC"),
+        Column("item", pa.int32(), "item index, from 2"),
+        Column("events", pa.int64(), "positive events of the item, known to the vocabulary when they arrived"),
+    ),
+    ("as_of", "ds"),
+)
+
+FIRST_SEEN = Table(
+    "first_seen",
+    "every user and item once, under the arrival that brought it first (for the data report)",
+    (
+        ARRIVAL,
+        Column("kind", pa.string(), "user or item"),
+        Column("key", pa.string(), "the id as in events"),
+    ),
+    ("arrival", "kind"),
+)
+
+PROFILES = Table(
+    "profiles",
+    "the data report's distributions: one row per arrival and column",
+    (
+        ARRIVAL,
+        Column("position", pa.int32(), "order of the rows: the event type, log fields, then those of side files"),
+        Column("source", pa.string(), "events, users or items"),
+        Column("column", pa.string(), "column of that table: type, or f_ and the field's name"),
+        Column("kind", pa.string(), "categorical, numeric or multi"),
+        Column("rows", pa.int64(), "rows of the arrival (or of the side file's snapshot)"),
+        Column("missing", pa.int64(), "those in which the column is null"),
+        Column("psi", pa.float64(), "population stability index against the arrival before; null for the first", True),
+        Column("level", pa.string(), "stable, moderate, large or unclear; null for the first", True),
+        Column("sketch", pa.string(), "JSON: featurize.sketch.Sketch"),
+        Column("drift", pa.string(), "JSON: featurize.drift.Drift; null for the first", True),
+    ),
+    ("arrival",),
 )
 
 RUNS = Table(

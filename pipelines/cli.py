@@ -17,7 +17,9 @@ import typer
 from infra.errors import GateHeld, Logs2RecError, UsageError
 
 if TYPE_CHECKING:
-    from pipelines.context import Context
+    from collections.abc import Sequence
+
+    from pipelines.context import Context, Step
 
 app = typer.Typer(
     help="From raw interaction logs to a registered recommender.",
@@ -31,6 +33,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", help="Override one setti
 First = Annotated[str | None, typer.Option("--from", help="First arrival date to ingest, YYYY-MM-DD.")]
 Last = Annotated[str | None, typer.Option("--to", help="Last arrival date to ingest; also the run date.")]
 Json = Annotated[bool, typer.Option("--json", help="Last line of stdout is one JSON object.")]
+Rebuild = Annotated[bool, typer.Option("--rebuild", help="Make the data again in full, published or not.")]
 RoleName = Annotated[str | None, typer.Option("--role", help="retrieval or ranking; both if left out.")]
 
 
@@ -41,12 +44,26 @@ def simulate(
     items: Annotated[int, typer.Option(help="Number of items.")] = 400,
     days: Annotated[int, typer.Option(help="Number of arrival days.")] = 10,
     seed: Annotated[int, typer.Option(help="Same arguments, same bytes.")] = 0,
+    bots: Annotated[float, typer.Option(help="Share of the users who are bots.")] = 0.005,
+    hot_user: Annotated[float, typer.Option(help="Share of all events that one user has.")] = 0.0,
+    schema_change: Annotated[
+        int | None, typer.Option(metavar="DAY", help="First arrival day (2 or later) whose files have a new schema.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write raw logs with known structure and known defects, and truth.json with the planted counts."""
     from featurize.simulate import simulate as write
 
-    truth = write(out, users=users, items=items, days=days, seed=seed)
+    truth = write(
+        out,
+        users=users,
+        items=items,
+        days=days,
+        seed=seed,
+        bots=bots,
+        hot_user=hot_user,
+        schema_change=schema_change,
+    )
     bad = sum(truth["quarantined"].values())
     typer.echo(
         f"{out}: {truth['rows']:,} rows on {days} days: {truth['events']:,} events ({truth['late']:,} late), "
@@ -56,13 +73,20 @@ def simulate(
 
 
 @app.command()
-def run(config: Config, first: First = None, last: Last = None, overrides: Set = None, as_json: Json = False) -> None:
+def run(
+    config: Config,
+    first: First = None,
+    last: Last = None,
+    rebuild: Rebuild = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Every stage that is not published yet, in order: raw logs to a registered, promoted model."""
     from pipelines.run import STAGES
     from pipelines.run import run as carry_out
     from pipelines.summary import show
 
-    with _context(config, overrides, first, last, len(STAGES) + 4) as ctx:
+    with _context(config, overrides, first, last, len(STAGES) + 4, rebuild) as ctx:
         outcome = carry_out(ctx)
         show(outcome, _truth(ctx))
     _finish(outcome.as_json(), as_json)
@@ -72,21 +96,26 @@ def run(config: Config, first: First = None, last: Last = None, overrides: Set =
 @app.command()
 def stage(
     name: Annotated[
-        str, typer.Argument(help="events, vocabularies, sequences, samples, train, evaluate, register, promote.")
+        str,
+        typer.Argument(help="events, vocabularies, histories, sequences, samples, train, evaluate, register, promote."),
     ],
     config: Config,
     first: First = None,
     last: Last = None,
+    rebuild: Rebuild = False,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """One stage, over whatever is published in front of it."""
+    from pipelines.context import MODEL_STAGES
     from pipelines.run import STAGES
     from pipelines.run import run as carry_out
 
     if name not in STAGES:
         raise UsageError(f"stage {name!r}: choose one of {', '.join(STAGES)}")
-    with _context(config, overrides, first, last, 1) as ctx:
+    if rebuild and name in MODEL_STAGES:
+        raise UsageError(f"--rebuild is for data stages, and {name} follows them by itself; leave it out")
+    with _context(config, overrides, first, last, 1, rebuild) as ctx:
         ctx.only = name
         outcome = carry_out(ctx)
     mine = [s for s in outcome.stages if s["unit"].partition(":")[0] == name]
@@ -94,6 +123,34 @@ def stage(
         typer.echo(f"{step['unit']} {step['date']}: {step['status']} {json.dumps(step['outputs'])}")
     _finish(outcome.as_json(), as_json)
     _held(outcome.held if name == "promote" else [])
+
+
+@app.command()
+def backfill(
+    config: Config,
+    first: Annotated[str, typer.Option("--from", help="First arrival date to make, YYYY-MM-DD.")],
+    last: Annotated[str, typer.Option("--to", help="Last arrival date to make.")],
+    stage: Annotated[str | None, typer.Option(help="Up to this stage; all data stages if left out.")] = None,
+    rebuild: Rebuild = False,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Past days, one after the other, each as `run --to DAY` would have made it; published ones are skipped."""
+    from pipelines.backfill import backfill as carry_out
+    from pipelines.run import STAGES
+
+    if stage is not None and stage not in STAGES:
+        raise UsageError(f"stage {stage!r}: choose one of {', '.join(STAGES)}")
+    done: list[dict[str, Any]] = []
+
+    def tell(day: str, steps: Sequence[Step]) -> None:
+        for step in steps:
+            typer.echo(f"{day} {step.unit}: {step.status} {json.dumps(step.outputs)}")
+            done.append(step.__dict__)
+
+    with _context(config, overrides, first, last, 1, rebuild) as ctx:
+        carry_out(ctx, first, last, stage, tell)
+    _finish({"from": first, "to": last, "run_id": ctx.run_id, "units": done}, as_json)
 
 
 @app.command()
@@ -106,10 +163,79 @@ def status(config: Config, overrides: Set = None, as_json: Json = False) -> None
     for row in found["published"]:
         typer.echo(f"{row['published_at']}  {row['date']:<10}  {row['unit']:<28} {json.dumps(row['outputs'])}")
         typer.echo(f"{'':<39}from {json.dumps(row['inputs'])}")
+    for entry in found["contracts"]:
+        typer.echo(f"contract version {entry['version']}: arrivals {', '.join(entry['arrivals']) or 'none any more'}")
+        for change in entry["changes"]:
+            typer.echo(f"  {change}")
     for name, aliases in found["aliases"].items():
         typer.echo(f"{name}: " + ", ".join(f"{a} {v or '-'}" for a, v in aliases.items()))
     if not found["published"]:
         typer.echo("Nothing is published yet.")
+    _finish(found, as_json)
+
+
+@app.command("data-report")
+def data_report(
+    config: Config, first: First = None, last: Last = None, overrides: Set = None, as_json: Json = False
+) -> None:
+    """Each arrival's rows, missing rates, new users and items, drift and warnings: a table, JSON and a page."""
+    from pipelines.data_report import UNIT, build, show
+    from pipelines.event_stages import events
+
+    with _context(config, overrides, first, last, 1) as ctx:
+        ctx.only = UNIT
+        reports = build(ctx, events(ctx))
+    show(reports)
+    _finish({"reports": [r.content for r in reports]}, as_json)
+
+
+@app.command()
+def vacuum(
+    config: Config,
+    apply: Annotated[bool, typer.Option("--apply", help="Remove the files; without it they are only listed.")] = False,
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Hours; nothing younger goes: three times the longest stage.")
+    ] = 24.0,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days that a publication stays although a newer one took its place.")
+    ] = 30.0,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Files that no version refers to, and those of versions that neither a model nor the ledger needs."""
+    from pipelines.maintenance import show_vacuum
+    from pipelines.maintenance import vacuum as clean
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = clean(ctx, apply=apply, older_than_hours=older_than, keep_days=keep_days)
+    show_vacuum(found)
+    _finish(found, as_json)
+
+
+@app.command()
+def compact(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+    """The record tables into one file each, checkpoints for long logs, new ones for damaged ones; no row changes."""
+    from pipelines.maintenance import compact as rewrite
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = rewrite(ctx)
+    for table, done in found["records"].items():
+        typer.echo(f"{table}: {done['rows']:,} rows in {done['after']} file(s), {done['before']} before")
+    for table, names in found["repaired"].items():
+        typer.echo(f"{table}: damaged checkpoint removed: {', '.join(names)}")
+    typer.echo(f"Checkpoints made: {', '.join(found['checkpoints']) or 'none were due'}")
+    _finish(found, as_json)
+
+
+@app.command()
+def rekey(config: Config, overrides: Set = None, as_json: Json = False) -> None:
+    """All tables from the user keys they were written under to those with a new one behind them."""
+    from pipelines.rekey import rekey as carry_out
+    from pipelines.rekey import show
+
+    with _context(config, overrides, None, None, 1) as ctx:
+        found = carry_out(ctx)
+    show(found)
     _finish(found, as_json)
 
 
@@ -171,7 +297,14 @@ def doctor(
         raise typer.Exit(2)
 
 
-def _context(config: Path, overrides: list[str] | None, first: str | None, last: str | None, units: int) -> Context:
+def _context(
+    config: Path,
+    overrides: list[str] | None,
+    first: str | None,
+    last: str | None,
+    units: int,
+    rebuild: bool = False,
+) -> Context:
     from pipelines.context import Context
     from pipelines.progress import Progress
     from pipelines.recipe import open_recipe
@@ -181,7 +314,7 @@ def _context(config: Path, overrides: list[str] | None, first: str | None, last:
     if first is not None and last is not None and first > last:
         raise UsageError(f"--from {first} lies after --to {last}")
     recipe, contract = open_recipe(config, overrides or ())
-    return Context(recipe, contract, Progress(units), first=first, last=last)
+    return Context(recipe, contract, Progress(units), first=first, last=last, rebuild=rebuild)
 
 
 def _check_date(option: str, value: str | None) -> None:

@@ -16,10 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from featurize.contract import Contract
+from featurize.pseudonyms import UserKeys
+from featurize.user_keys import KEY_ID, check_key, stored_key_id
 from infra.config import digest
 from infra.errors import UsageError
 from infra.lake import Lake
-from infra.ledger import Ledger, Published, code_version, key_of
+from infra.ledger import REBUILT, Ledger, Published, code_version, key_of
 from infra.lock import WorkspaceLock
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from evaluate.publish.registry import Registry
+
+MODEL_STAGES = ("train", "evaluate", "register", "promote")
+"""The stages after the data: their inputs change when data is made again, so nothing else makes them again."""
 
 Work = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]]
 """Does a unit's work and returns (outputs, report)."""
@@ -59,8 +64,12 @@ class Context:
     """--to: the last arrival to ingest."""
     only: str | None = None
     """The one stage that may do work (`logs2rec stage`); None: all."""
+    rebuild: bool = False
+    """--rebuild: data stages do their work again, in full, also where it is published."""
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     steps: list[Step] = field(default_factory=list)
+    user_keys: UserKeys | None = None
+    """Those that the command goes by, once it has asked for them."""
 
     def __post_init__(self) -> None:
         self.workspace: Path = self.recipe.workspace
@@ -126,22 +135,25 @@ class Context:
 
     def metadata(self, stage: str, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """What every commit of a stage carries."""
-        return {
+        found: dict[str, Any] = {
             "logs2rec.runId": self.run_id,
             "logs2rec.stage": stage,
             "logs2rec.codeVersion": code_version(),
             "logs2rec.contract": digest(self.contract),
             "logs2rec.inputs": dict(inputs),
         }
+        if (key := stored_key_id(self.lake)) is not None:
+            found[KEY_ID] = key  # whose pseudonyms the rows hold
+        return found
 
     def publish(self, unit: str, date: str, inputs: Mapping[str, Any], config: Any, work: Work) -> Published:
         """Do the unit's work unless its key is in the ledger, and publish what it returns."""
         key = key_of(unit, date, inputs, config)
-        found = self.ledger.find(key)
+        found = self._find(unit, key)
         if found is None:
             self.may(unit)
             if self.hold():
-                found = self.ledger.find(key)  # whoever held the lock before may have published it
+                found = self._find(unit, key)  # whoever held the lock before may have published it
         if found is not None:
             self.done(found, "skipped")
             return found
@@ -151,7 +163,7 @@ class Context:
         row = self.ledger.publish(
             unit=unit,
             date=date,
-            inputs=inputs,
+            inputs=self.inputs_of(unit, key, inputs),
             config=config,
             outputs=outputs,
             report=report,
@@ -161,9 +173,33 @@ class Context:
         self.done(row, "published")
         return row
 
+    def _find(self, unit: str, key: str) -> Published | None:
+        """What is published under the key and need not be made again."""
+        found = self.ledger.find(key)
+        return None if found is not None and self.again(unit, found) else found
+
+    def rebuilds(self, unit: str) -> bool:
+        """Whether --rebuild asks for the unit: data stages only, and of these the one that `only` names."""
+        stage = unit.partition(":")[0]
+        return self.rebuild and stage not in MODEL_STAGES and self.only in (None, stage)
+
+    def again(self, unit: str, found: Published) -> bool:
+        """Whether a published output is to be made again; what this command itself has published is not."""
+        return self.rebuilds(unit) and found.run_id != self.run_id
+
+    def inputs_of(self, unit: str, key: str, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The inputs to publish with: an output that is made again needs a key of its own in the ledger."""
+        if self.rebuilds(unit) and self.ledger.find(key) is not None:
+            return {**inputs, REBUILT: {"of": key, "run": self.run_id}}
+        return inputs
+
     def hold(self) -> bool:
-        """Take the workspace for work; True if it was not held before. UsageError when another command has it."""
-        return self._lock.hold(f"run {self.run_id}")
+        """Take the workspace for work; True if it was not held before. UsageError when another command has it, or
+        had it and changed the user keys."""
+        held = self._lock.hold(f"run {self.run_id}")
+        if held and self.user_keys is not None:
+            check_key(self.lake, self.user_keys)  # a re-key may have ended since they were compared
+        return held
 
     def may(self, unit: str) -> None:
         """Raise UsageError when `logs2rec stage` asked for another stage and this one is not published yet."""

@@ -7,19 +7,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from featurize import ingest, sources
+from featurize.pseudonyms import UserKeys
 from featurize.sources import RawFile
+from featurize.user_keys import key_id
 from infra.config import digest
 from infra.errors import DataRefused, UsageError
 from infra.ledger import Published, key_of
 from pipelines.context import Context
+from pipelines.contract_versions import ContractVersions
 from pipelines.data import Data
+from pipelines.known_arrivals import KnownArrivals
+from pipelines.user_keys import events_config, keys_of
 
 
 def events(ctx: Context) -> Data:
     """Every arrival has its own row in the ledger, chained to the one before it.
 
     An arrival whose files changed, and every later one (its duplicates may be others now), is ingested
-    again, all of them in one Spark job.
+    again, all of them in one Spark job. One that was ingested under another contract stays as it is if that
+    is compatible with this one, and is refused if it is not (ContractChanged); --rebuild ingests all again.
     """
     files = _files_by_arrival(ctx)
     plan = _plan(ctx, files)
@@ -39,6 +45,11 @@ def events(ctx: Context) -> Data:
     return Data({**versions, **sides}, tuple(plan.arrivals), day)
 
 
+def arrivals_of(ctx: Context) -> list[str]:
+    """Every arrival that has raw files or was ever published, in order."""
+    return sorted({*_files_by_arrival(ctx), *KnownArrivals(ctx).arrivals})
+
+
 def _sides(ctx: Context, as_of: str) -> dict[str, int]:
     """The side files as they are now, as of the last arrival; published again when a file changed."""
     declared = [s for s in (ctx.contract.users, ctx.contract.items) if s is not None]
@@ -46,11 +57,12 @@ def _sides(ctx: Context, as_of: str) -> dict[str, int]:
         return {}
     files = [f for side in declared for f in sources.list_files(ctx.recipe.data, side)]
     inputs = {"files": digest([[f.path, f.size, f.etag] for f in files])}
-    config = {"sides": [s.model_dump(mode="json") for s in declared], "fields": field_config(ctx)}
+    keys = keys_of(ctx)
+    config = sides_config(ctx, keys)
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("events", inputs)
-        versions, rows = ingest.ingest_sides(ctx.lake, ctx.contract, ctx.recipe.data, as_of, metadata)
+        versions, rows = ingest.ingest_sides(ctx.lake, ctx.contract, ctx.recipe.data, as_of, metadata, keys)
         return versions, {"rows": rows}
 
     row = ctx.publish("events:sides", as_of, inputs, config, work)
@@ -65,42 +77,50 @@ class _Plan:
     published: list[Published]
     pending: list[str]
     previous: Published | None
+    kept: list[Published]
+    """Every published arrival that stays as it is, those before --from included."""
 
 
 def _plan(ctx: Context, files: Mapping[str, list[RawFile]]) -> _Plan:
-    """Walk the chain of arrivals; the first whose key is not in the ledger breaks it."""
-    published = _events_rows(ctx)
+    """Walk the chain of arrivals; the first that is not published as it should be breaks it."""
+    known = KnownArrivals(ctx)
+    published: list[Published] = []
     kept: list[Published] = []
-    arrivals: list[str] = []
     pending: list[str] = []
-    previous: Published | None = None
-    for arrival in sorted({*files, *published}):
-        row = published.get(arrival)
+    for arrival in sorted({*files, *known.arrivals}):
         if ctx.last is not None and arrival > ctx.last:
             break
+        previous = kept[-1] if kept else None
         if ctx.first is not None and arrival < ctx.first:
-            if row is not None:  # as it is: only --from and later are asked for
-                previous, arrivals = row, [*arrivals, arrival]
+            if (row := known.newest(arrival)) is not None:  # as it is: only --from and later are asked for
+                kept.append(row)
             continue
-        if arrival in files:
-            key = key_of("events", arrival, _inputs(files[arrival], previous), ctx.contract)
-            row = ctx.ledger.find(key) if not pending else None
-        elif pending:
-            raise DataRefused(
-                f"arrival {arrival} has to be ingested again because {pending[0]} changed, but its raw files are gone; "
-                "restore them or start a new workspace"
-            )
-        arrivals.append(arrival)
-        if row is None:
+        row = None
+        if not pending:
+            row = known.find(arrival, _inputs(files[arrival], previous) if arrival in files else None, previous)
+        if row is None or ctx.again("events", row):
+            if arrival not in files:
+                raise DataRefused(
+                    f"arrival {arrival} has to be ingested again because {_reason(ctx, pending)}, but its raw files "
+                    "are gone; restore them or start a new workspace"
+                )
             pending.append(arrival)
         else:
+            published.append(row)
             kept.append(row)
-            previous = row
+    arrivals = [*(r.date for r in kept), *pending]
     if not arrivals:
         raise DataRefused(
             f"no raw file between {ctx.first} and {ctx.last} below {ctx.recipe.data}; check --from and --to"
         )
-    return _Plan(arrivals, kept, pending, previous)
+    known.check(kept)
+    return _Plan(arrivals, published, pending, kept[-1] if kept else None, kept)
+
+
+def _reason(ctx: Context, pending: list[str]) -> str:
+    if ctx.rebuilds("events"):
+        return "of --rebuild"
+    return f"{pending[0]} changed" if pending else "another version of logs2rec published it"
 
 
 def _files_by_arrival(ctx: Context) -> dict[str, list[RawFile]]:
@@ -115,11 +135,6 @@ def _files_by_arrival(ctx: Context) -> dict[str, list[RawFile]]:
     return files
 
 
-def _events_rows(ctx: Context) -> dict[str, Published]:
-    """The newest ledger row of every arrival."""
-    return {r.date: r for r in ctx.ledger.rows() if r.unit == "events"}
-
-
 def _inputs(files: list[RawFile], previous: Published | None) -> dict[str, Any]:
     return {
         "files": digest([[f.path, f.size, f.etag] for f in files]),
@@ -132,18 +147,33 @@ def _ingest(ctx: Context, files: Mapping[str, list[RawFile]], plan: _Plan, previ
     ctx.progress.start(f"events: {len(pending)} arrival(s), {pending[0]} to {pending[-1]}")
     batch = [f for a in pending for f in files[a]]
     prior = {t: int(v) for t, v in previous.outputs.items()} if previous is not None else None
-    kept = [a for a in plan.arrivals if a not in pending]
     metadata = ctx.metadata("events", {"events": prior, "arrivals": [pending[0], pending[-1]]})
-    result = ingest.ingest(ctx.spark(), ctx.lake, ctx.contract, ctx.recipe.data, batch, prior, metadata, kept)
+    keys, versions = keys_of(ctx), ContractVersions(ctx.ledger, ctx.contract)
+    result = ingest.ingest(
+        ctx.spark(),
+        ctx.lake,
+        ctx.contract,
+        ctx.recipe.data,
+        batch,
+        prior,
+        metadata,
+        kept=[r.date for r in plan.kept],
+        keys=keys,
+        introduced=versions.introduced({int(r.report["contract"]) for r in plan.kept}),
+        renew=ctx.rebuilds("events"),
+    )
     last_days = [previous.report["last_day"]] if previous is not None else []
+    number = versions.publish(pending[0], ctx.run_id)
+    config = events_config(versions.recorded(number), keys)
     for arrival in pending:
-        report = {**result.accounts[arrival], "reasons": result.reasons.get(arrival, {})}
+        report = {**result.accounts[arrival], "reasons": result.reasons.get(arrival, {}), "contract": number}
         report["last_day"] = max([*last_days, result.last_day])
+        inputs = _inputs(files[arrival], previous)
         previous = ctx.ledger.publish(
             unit="events",
             date=arrival,
-            inputs=_inputs(files[arrival], previous),
-            config=ctx.contract,
+            inputs=ctx.inputs_of("events", key_of("events", arrival, inputs, config), inputs),
+            config=config,
             outputs=result.versions,
             report=report,
             seconds=round(result.seconds / len(pending), 3),
@@ -152,6 +182,12 @@ def _ingest(ctx: Context, files: Mapping[str, list[RawFile]], plan: _Plan, previ
         ctx.done(previous, "published")
     assert previous is not None
     return previous
+
+
+def sides_config(ctx: Context, keys: UserKeys | None) -> dict[str, Any]:
+    """What the side tables are a function of beside the files."""
+    sections = [s.model_dump(mode="json") for s in (ctx.contract.users, ctx.contract.items) if s is not None]
+    return {"sides": sections, "fields": field_config(ctx), "userKeyId": key_id(keys)}
 
 
 def field_config(ctx: Context) -> list[Any]:

@@ -1,13 +1,14 @@
-"""Steers vocabularies, sequences and samples: which versions, which date."""
+"""Steers vocabularies, histories, sequences and samples: which versions, which date."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from featurize import samples, sequences, vocabularies
+from featurize import histories, samples, sequences, vocabularies
+from featurize.histories import AsOf, State
 from infra.errors import DataRefused
-from infra.tables import FIELDS, ITEMS, SEQUENCES
+from infra.tables import HISTORIES, ITEMS, SEQUENCES
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.event_stages import field_config
@@ -37,16 +38,42 @@ def build_vocabularies(ctx: Context, data: Data) -> Data:
     return Data(versions, data.arrivals, data.day, row.report["items_hash"], row.report["sizes"])
 
 
-def build_sequences(ctx: Context, data: Data) -> Mapping[str, int]:
-    settings = ctx.recipe.sequences
+def build_histories(ctx: Context, data: Data) -> AsOf:
+    """The histories as of the run date, on top of what the newest row in the ledger says is there."""
+    settings, contract = ctx.recipe.sequences, ctx.contract
     inputs = {t: data.versions[t] for t in ("events", ITEMS.name)}
+    shape = {n: getattr(settings, n) for n in ("positives_only", "history_cap", "buckets", "base_every")}
+    window = contract.rules.window_days if contract.dated else 0
+    config = {"shape": shape, "types": [contract.targets, contract.context], "window_days": window}
+
+    def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        newest = next((r for r in reversed(ctx.ledger.rows()) if r.unit == "histories"), None)
+        built = histories.build(
+            ctx.spark(),
+            ctx.lake,
+            contract,
+            settings,
+            data.versions,
+            data.arrivals,
+            data.day,
+            State(**newest.report["state"]) if newest is not None else None,
+            ctx.metadata("histories", inputs),
+            rebuild=ctx.rebuilds("histories"),
+        )
+        return {HISTORIES.name: built.as_of.version}, built.report
+
+    row = ctx.publish("histories", data.day, inputs, config, work)
+    return AsOf(row.version(HISTORIES.name), row.report["base"], tuple(row.report["tails"]))
+
+
+def build_sequences(ctx: Context, data: Data, as_of: AsOf) -> Mapping[str, int]:
+    settings = ctx.recipe.sequences
+    inputs = {**{t: data.versions[t] for t in ("events", ITEMS.name)}, HISTORIES.name: as_of.version}
     config = {"settings": settings.model_dump(mode="json"), "types": [ctx.contract.targets, ctx.contract.context]}
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("sequences", inputs)
-        versions, rows = sequences.build(
-            ctx.spark(), ctx.lake, ctx.contract, settings, data.versions, data.arrivals, data.day, metadata
-        )
+        versions, rows = sequences.build(ctx.spark(), ctx.lake, settings, as_of, data.day, metadata)
         _require_splits("sequences", data.day, settings.split, rows)
         return versions, {"rows": rows}
 
@@ -59,6 +86,8 @@ def build_samples(ctx: Context, data: Data) -> Mapping[str, int]:
     tables = ("events", "items", "field_values", "user_features", "item_features")
     inputs = {t: data.versions[t] for t in tables if t in data.versions}
     config = {"settings": settings.model_dump(mode="json"), "fields": field_config(ctx)}
+    if ctx.contract.label is None:
+        config["positives"] = ctx.contract.targets  # else the labels say it, and they are in `events`
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("samples", inputs)
@@ -69,7 +98,7 @@ def build_samples(ctx: Context, data: Data) -> Mapping[str, int]:
         return versions, report
 
     row = ctx.publish("samples", data.day, inputs, config, work)
-    return {t: row.version(t) for t in ("samples", FIELDS.name)}
+    return {t: int(v) for t, v in row.outputs.items()}
 
 
 def _require_splits(stage: str, day: str, split: str, rows: Mapping[str, int]) -> None:

@@ -16,6 +16,7 @@ from evaluate.decision.gate import GatePolicy
 from evaluate.settings import ImpressionSettings, RetrievalSettings, TrackingSettings
 from featurize.contract import Contract
 from featurize.settings import SampleSettings, SequenceSettings, VocabularySettings
+from featurize.user_keys import PseudonymSettings
 from infra.cluster import RaySettings
 from infra.config import Settings, load
 from infra.spark import SparkSettings
@@ -124,6 +125,7 @@ class Recipe(Settings):
     spark: SparkSettings = SparkSettings()
     ray: RaySettings = RaySettings()
     tracking: TrackingSettings = TrackingSettings()
+    pseudonyms: PseudonymSettings = PseudonymSettings()
     vocabularies: VocabularySettings = VocabularySettings()
     sequences: SequenceSettings = SequenceSettings()
     samples: SampleSettings = SampleSettings()
@@ -162,9 +164,10 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe
 def _check_together(recipe: Recipe, contract: Contract, path: str | Path) -> None:
     from infra.errors import ConfigError
 
-    if recipe.ranking is not None and contract.label is None:
+    if recipe.ranking is not None and recipe.samples.history and "history" in {f.name for f in contract.fields}:
         raise ConfigError(
-            f"{path}: ranking: the contract {contract.name!r} has no label rule; add one or set ranking: null"
+            f"{path}: samples.history: adds a field 'history', and the contract {contract.name!r} has one of that "
+            "name; rename the contract's field or set samples.history: 0"
         )
     if recipe.retrieval is not None:
         field = recipe.retrieval.evaluation.category_field

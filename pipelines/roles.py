@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluate.decision.gate import GatePolicy
+from infra.errors import UsageError
 from infra.lake import Lake
-from infra.tables import ITEMS
+from infra.tables import FIRST_INDEX, ITEMS
 from pipelines.data import Data
 from pipelines.recipe import RankingModelRun, Recipe, SequenceModelRun
 
@@ -52,7 +54,11 @@ class Role:
         return {t: data.versions[t] for t in self.tables}
 
     def score(self, artifact: Path, lake: Lake, data: Data, items: Sequence[str]) -> Scores:
-        """Evaluate an artifact on today's test split; `items` are today's item keys in index order."""
+        """Evaluate an artifact on today's test split; `items` are today's item keys in index order.
+
+        Raises UsageError for a model of another vocabulary: indices would mean other items to it.
+        """
+        _require_vocabulary(artifact, items)
         if self.name == "retrieval":
             from evaluate.retrieval import evaluate_retrieval, item_categories
 
@@ -80,6 +86,25 @@ def roles(recipe: Recipe) -> list[Role]:
     if (k := recipe.ranking) is not None:
         out.append(Role("ranking", k.candidate, k.baselines, k.gate, k.evaluation, ("samples", "fields")))
     return out
+
+
+def _require_vocabulary(artifact: Path, items: Sequence[str]) -> None:
+    """Vocabularies only grow, so the model's has to be the beginning of today's."""
+    from featurize.vocabularies import hash_of
+    from train.artifact import item_vocabulary
+
+    known, count = item_vocabulary(artifact)
+    today = pa.table(
+        {
+            "index": pa.array(range(FIRST_INDEX, FIRST_INDEX + len(items)), pa.int32()),
+            "key": pa.array(items, pa.string()),
+        }
+    )
+    if count > len(items) or hash_of(today.slice(0, count)) != known:
+        raise UsageError(
+            f"{artifact}: was trained on another item vocabulary than today's (hash {known}, {count} items): "
+            "its indices mean other items; train it again in this workspace"
+        )
 
 
 def _snapshot(lake: Lake, version: int, as_of: str) -> str:

@@ -9,11 +9,12 @@ from evaluate.decision.gate import Decision
 from pipelines.context import Context
 from pipelines.daily_report import build, split_of
 from pipelines.data import Data
+from pipelines.data_report import outcome as data_report
 from pipelines.data_stages import run_data
 from pipelines.model_stages import run_models
 from pipelines.roles import roles
 
-DATA_STAGES = ("events", "vocabularies", "sequences", "samples")
+DATA_STAGES = ("events", "vocabularies", "histories", "sequences", "samples")
 STAGES = (*DATA_STAGES, "train", "evaluate", "register", "promote")
 
 
@@ -27,6 +28,8 @@ class Outcome:
     tables: dict[str, dict[str, int]]
     models: list[dict[str, Any]]
     report: str | None
+    data_report: dict[str, Any] | None = None
+    """The last arrival's data report: its page, warnings, and the error that kept it from being written."""
 
     @property
     def held(self) -> list[str]:
@@ -51,7 +54,7 @@ def run(ctx: Context) -> Outcome:
     models = _models(ctx, decisions)
     tables = _tables(ctx, data)
     report = _report(ctx, data, decisions, models, tables) if decisions else None
-    return Outcome(data.day, ctx.run_id, _stages(ctx), tables, models, report)
+    return Outcome(data.day, ctx.run_id, _stages(ctx), tables, models, report, data_report(ctx))
 
 
 def _stages(ctx: Context) -> list[dict[str, Any]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+from infra.ledger import Published
+from pipelines import contract_versions
 from pipelines.context import Context
 from pipelines.roles import roles
 
 
 def status(ctx: Context) -> dict[str, Any]:
-    """The newest publication of every (unit, date), the aliases, and the last promotions."""
+    """The newest publication of every (unit, date), the contract's versions, the aliases, and the last promotions."""
     from evaluate.publish import promotions
 
     newest = {(r.unit, r.date): r for r in ctx.ledger.rows()}
@@ -28,7 +31,24 @@ def status(ctx: Context) -> dict[str, Any]:
     ]
     rows = [{**p, "at": p["at"].isoformat(timespec="seconds")} for p in promotions.history(ctx.lake)]
     registered = any(unit.startswith("register:") for unit, _ in newest)
-    return {"published": published, "aliases": _aliases(ctx) if registered else {}, "promotions": rows}
+    return {
+        "published": published,
+        "contracts": _contracts(newest.values()),
+        "aliases": _aliases(ctx) if registered else {},
+        "promotions": rows,
+    }
+
+
+def _contracts(newest: Iterable[Published]) -> list[dict[str, Any]]:
+    """The contract's versions: what changed, and which arrivals stand under each."""
+    arrivals: dict[int, list[str]] = {}
+    for row in sorted((r for r in newest if r.unit == "events"), key=lambda r: r.date):
+        arrivals.setdefault(int(row.report.get("contract", 0)), []).append(row.date)
+    found = [(contract_versions.number_of(r), r) for r in newest if contract_versions.is_version(r)]
+    return [
+        {"version": n, "first_arrival": r.date, "changes": r.report["changes"], "arrivals": arrivals.get(n, [])}
+        for n, r in sorted(found, key=lambda pair: pair[0])
+    ]
 
 
 def _aliases(ctx: Context) -> dict[str, dict[str, str | None]]:

@@ -41,6 +41,8 @@ def show(outcome: Outcome, truth: Mapping[str, Any] | None = None) -> None:
             console.print(f"  {model.get('verdict')}: {reason}", markup=False)
     if outcome.report:
         console.print(f"Report: {outcome.report}", markup=False)
+    if (data := outcome.data_report) is not None:
+        console.print(f"Data report: {data['page'] or data['error']} ({len(data['warnings'])} warnings)", markup=False)
 
 
 def _tables(outcome: Outcome) -> Table:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -154,6 +155,15 @@ def load(path: str | Path) -> Loaded:
         metrics=about["metrics"],
         files=files,
     )
+
+
+def item_vocabulary(path: str | Path) -> tuple[str, int]:
+    """(hash, number of keys) of the item vocabulary that an artifact's model was trained with."""
+    path = Path(path)
+    files = _verify(path)
+    table = _read_vocabulary(path / _VOCABULARY) if _VOCABULARY in files else VOCABULARY_SCHEMA.empty_table()
+    items = pc.sum(pc.equal(table["field"], ITEM_FIELD)).as_py() or 0
+    return str(_description(path)["vocabulary_hash"]), items
 
 
 def _verify(path: Path) -> dict[str, dict[str, Any]]:

@@ -148,6 +148,8 @@ class RankingData:
     label_N: NDArray[np.float32]
     user_N: NDArray[np.object_]
     """User id of each row."""
+    observed_N: NDArray[np.bool_]
+    """Whether the label was logged; if not, the row is a sampled negative."""
 
     @classmethod
     def from_lake(cls, lake: Lake, version: int, fields_version: int, as_of: str, split: str) -> RankingData:
@@ -157,7 +159,7 @@ class RankingData:
         an index lies outside the size that `fields` states.
         """
         specs = read_fields(lake, fields_version, as_of)
-        columns = ["event_id", "user", "item", "label", "missing", *(column_of(s.name) for s in specs)]
+        columns = ["event_id", "user", "item", "label", "label_source", "missing", *(column_of(s.name) for s in specs)]
         table = lake.read("samples", version, {"as_of": as_of, "split": split}, columns)
         _require_rows(len(table), "samples", version, as_of, split)
         table = _in_own_order(table, ["event_id", "item", "label"], None)
@@ -189,6 +191,7 @@ class RankingData:
             missing_N=missing_N,
             label_N=table["label"].to_numpy().astype(np.float32),
             user_N=_users(table),
+            observed_N=pc.equal(table["label_source"], "observed").to_numpy(),
         )
 
     def __len__(self) -> int:

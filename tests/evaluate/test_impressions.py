@@ -35,12 +35,18 @@ Row = tuple[str, int | None, float | None, list[int] | None, int]
 """User, colour, price, tags, label."""
 
 
-def impressions(root: Path, rows: list[Row], sizes: tuple[int, int] = (4, 4)) -> tuple[Lake, int, int]:
-    """`samples` (test) and `fields`; what is None is missing. Returns the lake and both versions."""
+def impressions(
+    root: Path, rows: list[Row], sizes: tuple[int, int] = (4, 4), sampled: tuple[int, ...] = ()
+) -> tuple[Lake, int, int]:
+    """`samples` (test) and `fields`; what is None is missing. Returns the lake and both versions.
+
+    `sampled`: positions of the rows whose label nobody gave.
+    """
     lake, table = Lake(root), samples(KINDS)
     listed = [
         {
-            "event_id": f"e{i:03d}", "user": user, "item": 2, "ts": TS, "label": label, "label_source": "observed",
+            "event_id": f"e{i:03d}", "user": user, "item": 2, "ts": TS, "label": label,
+            "label_source": "sampled" if i in sampled else "observed",
             "missing": sum((v is None) << bit for bit, v in enumerate(values)),
             **dict(zip(("f_colour", "f_price", "f_tags"), values, strict=True)),
         }
@@ -123,6 +129,16 @@ def test_a_single_class_has_no_auc(tmp_path):
     assert math.isnan(found.metrics["uauc"])
     assert math.isnan(found.metrics["auc"])
     assert found.metrics["log_loss"] == pytest.approx(math.log1p(math.exp(-1)))
+
+
+def test_sampled_negatives_do_not_count(tmp_path):
+    lake, version, fields = impressions(tmp_path, ROWS, sampled=(4, 3))
+    found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, SETTINGS)
+    # Without ann's 2 and cat's 0: ann has 1 against -1, cat positives only.
+    assert found.users.tolist() == ["ann"]
+    assert (found.metrics["uauc"], found.metrics["impressions"]) == (1.0, 5)
+    assert found.metrics["sampled_uauc"] == 0.75
+    assert found.metrics["sampled_auc"] == (2 + 2 + 2.5 + 2.5) / 12
 
 
 def test_large_logits_do_not_tie(tmp_path):

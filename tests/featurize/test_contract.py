@@ -95,11 +95,30 @@ CATEGORICAL = {"name": "x", "kind": "categorical"}
         ({"source": {"path": "", "format": "csv"}}, "source.path"),
         ({"source": {"path": "a.xml", "format": "xml"}}, "source.format"),
         ({"surprise": 1}, "surprise: unknown setting"),
+        ({"time": {"column": "t", "unit": "AUTO"}}, "time.unit"),
+        ({"rules": {"max_line_bytes": 0}}, "rules.max_line_bytes"),
+        ({"event_id": "u"}, "event_id: the column 'u' holds user ids"),
+        ({"item": "u"}, "item: the column 'u' holds user ids"),
+        ({"type": {"column": "u"}}, "type.column: the column 'u' holds user ids"),
+        ({"fields": [{**CATEGORICAL, "column": "u"}]}, "fields: x: the column 'u' holds user ids"),
+        (
+            {
+                "users": {"path": "users.csv", "format": "csv", "key": "id"},
+                "fields": [{**CATEGORICAL, "column": "id", "source": "users"}],
+            },
+            "fields: x: the column 'id' holds user ids",
+        ),
     ],
 )
 def test_what_cannot_be_meant_names_its_field(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         contract(**settings)
+
+
+def test_ids_are_personal_unless_the_contract_says_otherwise() -> None:
+    assert contract().personal
+    shown = contract(personal=False, item="u", event_id="u", fields=[{**CATEGORICAL, "column": "u"}])
+    assert not shown.personal
 
 
 def test_sixty_fields_fit_the_mask() -> None:

@@ -27,6 +27,7 @@ LOG: dict[str, Any] = {
     "item": "i",
     "time": {"column": "t", "unit": "s"},
     "event_id": "id",
+    "personal": False,
 }
 GOOD: dict[str, Any] = {"u": "ann", "i": "x1", "t": 1704067200, "id": "e1"}  # 2024-01-01T00:00:00Z
 DAY = 86400

@@ -6,8 +6,7 @@ Letters in histories: an item's index is its position in the alphabet from 2 (a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurize import sequences, vocabularies
+from featurize import cutting, histories, merging, sequences, vocabularies
 from featurize.contract import Contract
+from featurize.cutting import Cut
 from featurize.ingest import ingest, ingest_sides
-from featurize.sequences import Cut, chunks, sequences_of, users_of
 from featurize.settings import SequenceSettings, VocabularySettings
 from featurize.sources import list_files
 from infra.config import load
@@ -35,31 +34,51 @@ if TYPE_CHECKING:
 
 US = 86400 * 10**6
 DAY = 19_724  # 2024-01-02, the run date d of the hand-made cases, in days since 1970
-CUT = Cut.of("temporal", "2024-01-02")
+TODAY = "2024-01-02"
 
 
 def letters(items: Sequence[int]) -> str:
     return "".join(" ?"[i] if i < 2 else chr(ord("a") + i - 2) for i in items)
 
 
-def of(history: str, days: Sequence[float], cut: Cut, length: int = 50, cap: int = 1000) -> dict[str, Any]:
+def of(
+    history: str,
+    days: Sequence[float],
+    split: str = "temporal",
+    length: int = 50,
+    cap: int = 1000,
+    shares: tuple[float, float] = (0.2, 0.1),
+) -> dict[str, Any]:
     """One user's rows, given items as letters (capitals are context events) at days relative to the run date."""
     items = np.array([ord(c.lower()) - ord("a") + 2 for c in history], np.int32)
     times = np.array([round((DAY + day) * US) for day in days], np.int64)
     targets = np.array([c.islower() for c in history], bool)
-    out: dict[str, Any] = {"train": [], "single": []}
-    for row in sequences_of("u", items, times, targets, cut, length, cap):
-        assert row["user"] == "u"
-        if row["split"] in out and row["target"] is None:
-            out[row["split"]].append(letters(row["items"]))
-        else:
-            assert row["split"] not in out, "one target per split"
-            out[row["split"]] = (letters(row["items"]), letters([row["target"]]), row["target_ts"] / US - DAY)
+    parts = []
+    for day in sorted({d for d in (times // US).tolist() if d <= DAY}):  # as of the run date
+        of_day = np.flatnonzero(times // US == day)
+        events_ = merging.Events(
+            pa.array(["u"]),
+            np.zeros(len(of_day), np.int64),
+            items[of_day],
+            times[of_day],
+            targets[of_day],
+            lambda of_day=of_day: pa.array([f"{n:03d}" for n in of_day]),  # type: ignore[misc]
+        )
+        parts.append((str(date(1970, 1, 1) + timedelta(days=day)), merging.grouped(events_, cap)))
+    cuts = cutting.pieces(parts, Cut.of(split, TODAY, length, cap, shares))
+    out: dict[str, Any] = {"train": [letters(r) for r in cutting.train_table(cuts, length)["items"].to_pylist()]}
+    for name in ("valid", "test"):
+        assert cuts.held_out[name].late == 0
+        for row in cutting.held_table(cuts, name, cutting.marked(items)).to_pylist():
+            assert name not in out, "one target per split"
+            at = row["target_ts"] - datetime(1970, 1, 1, tzinfo=UTC)
+            out[name] = (letters(row["items"]), letters([row["target"]]), at / timedelta(days=1) - DAY)
     return {k: v for k, v in out.items() if v}
 
 
 def test_the_cut_of_a_day() -> None:
-    assert Cut("temporal", (DAY - 1) * US, DAY * US, (DAY + 1) * US) == CUT
+    cut = Cut.of("temporal", TODAY, 50, 1000)
+    assert (cut.valid_start, cut.test_start, cut.test_end) == ((DAY - 1) * US, DAY * US, (DAY + 1) * US)
 
 
 class TestTemporal:
@@ -71,12 +90,12 @@ class TestTemporal:
             # the first event of the window is the target, the others are not in its history
             ("abcde", [-3, -2, 0.125, 0.25, 0.375], {"train": ["ab"], "test": ("ab", "c", 0.125)}),
             # windows include their first microsecond and exclude their end
-            ("abc", [-2, -1, 0], {"single": ["a"], "valid": ("a", "b", -1), "test": ("ab", "c", 0)}),
+            ("abc", [-2, -1, 0], {"valid": ("a", "b", -1), "test": ("ab", "c", 0)}),
             ("abc", [-3, -2, 1], {"train": ["ab"]}),
             # no history before the window: nothing to recommend from
             ("ab", [-0.5, 0.5], {"test": ("a", "b", 0.5)}),
             ("a", [0.5], {}),
-            ("a", [-5], {"single": ["a"]}),
+            ("a", [-5], {}),
             # context events stand in histories and are never targets
             ("aBCd", [-3, -2, 0.1, 0.5], {"train": ["ab"], "test": ("ab", "d", 0.5)}),
             ("aBC", [-3, -2, 0.1], {"train": ["ab"]}),
@@ -87,10 +106,17 @@ class TestTemporal:
         ],
     )
     def test_by_hand(self, history: str, days: list[float], expected: dict[str, Any]) -> None:
-        assert of(history, days, CUT) == expected
+        assert of(history, days) == expected
 
     def test_histories_keep_their_latest_events(self) -> None:
-        assert of("abcde", [-5, -4, -3, -2, 0.5], CUT, cap=2) == {"train": ["abcd"], "test": ("cd", "e", 0.5)}
+        assert of("abcde", [-5, -4, -3, -2, 0.5], cap=2) == {"train": ["cd"], "test": ("cd", "e", 0.5)}
+        # valid sees the last two before d-1, test the last two before d; a target the cap left out is found
+        assert of("abcdefg", [-5, -4, -3, -0.5, -0.4, 0.5, 0.6], cap=2) == {
+            "train": ["bc"],
+            "valid": ("bc", "d", -0.5),
+            "test": ("de", "f", 0.5),
+        }
+        assert of("abcdef", [-3, -2, 0.125, 0.2, 0.3, 0.4], cap=1) == {"test": ("b", "c", 0.125)}
 
     @settings(deadline=None)
     @given(
@@ -102,10 +128,9 @@ class TestTemporal:
     def test_the_future_changes_no_training_row(
         self, past: list[Any], future: list[Any], other: list[Any], length: int
     ) -> None:
-        def trained(after: list[Any]) -> list[Any]:
+        def trained(after: list[Any]) -> Any:
             rows = sorted(past, key=lambda r: r[1]) + sorted(after, key=lambda r: r[1])
-            got = of("".join(chr(97 + i) for i, _ in rows), [day for _, day in rows], CUT, length)
-            return [got.get("train"), got.get("single")]
+            return of("".join(chr(97 + i) for i, _ in rows), [day for _, day in rows], length=length).get("train")
 
         assert trained(future) == trained(other) == trained([])
 
@@ -115,9 +140,9 @@ class TestLeaveOneOut:
         ("history", "expected"),
         [
             ("abcde", {"train": ["abc"], "valid": ("abc", "d", 3), "test": ("abcd", "e", 4)}),
-            ("abc", {"single": ["a"], "valid": ("a", "b", 1), "test": ("ab", "c", 2)}),
+            ("abc", {"valid": ("a", "b", 1), "test": ("ab", "c", 2)}),
             ("ab", {"train": ["ab"]}),  # fewer than three targets: all of it trains
-            ("a", {"single": ["a"]}),
+            ("a", {}),
             ("aabb", {"train": ["aa"], "valid": ("aa", "b", 2), "test": ("aab", "b", 3)}),
             # context events stand in histories, beyond the last target they are dropped
             ("aBcDeF", {"train": ["ab"], "valid": ("ab", "c", 2), "test": ("abcd", "e", 4)}),
@@ -125,18 +150,20 @@ class TestLeaveOneOut:
         ],
     )
     def test_by_hand(self, history: str, expected: dict[str, Any]) -> None:
-        assert of(history, range(len(history)), Cut("leave_one_out")) == expected
+        assert of(history, range(-len(history), 0), "leave_one_out") == {
+            k: v if k == "train" else (*v[:2], v[2] - len(history)) for k, v in expected.items()
+        }
 
     def test_times_decide_nothing_but_the_order(self) -> None:
-        tied = of("abcde", [0] * 5, Cut("leave_one_out"))
+        tied = of("abcde", [0] * 5, "leave_one_out")
         assert tied == {"train": ["abc"], "valid": ("abc", "d", 0), "test": ("abcd", "e", 0)}
 
 
 @pytest.mark.parametrize(
     ("length", "expected"),
     [
-        (1, {"train": ["bc", "de", "fg"], "single": ["a"]}),
-        (2, {"train": ["bcd", "efg"], "single": ["a"]}),
+        (1, {"train": ["bc", "de", "fg"]}),
+        (2, {"train": ["bcd", "efg"]}),
         (3, {"train": ["abc", "defg"]}),
         (4, {"train": ["ab", "cdefg"]}),
         (6, {"train": ["abcdefg"]}),
@@ -144,45 +171,48 @@ class TestLeaveOneOut:
     ],
 )
 def test_chunks_are_cut_from_the_end(length: int, expected: dict[str, Any]) -> None:
-    assert of("abcdefg", range(-10, -3), CUT, length) == expected
+    assert of("abcdefg", range(-10, -3), length=length) == expected
 
 
-@given(st.integers(0, 60), st.integers(2, 12))
-def test_chunks_do_not_overlap_and_lose_one_event_at_most(count: int, size: int) -> None:
-    cut = chunks(np.arange(count), size)
-    together = np.concatenate(cut).tolist() if cut else []
-    assert together == list(range(count))[count - len(together) :]
-    assert count - len(together) == (count % size == 1)
-    assert all(len(c) == size for c in cut[1:])
-    assert all(2 <= len(c) <= size for c in cut)
+class TestPerUserRatio:
+    @pytest.mark.parametrize(
+        ("history", "shares", "expected"),
+        [
+            # ten events: the last two test, of the eight before them one validates
+            (
+                "abcdefghij",
+                (0.2, 0.1),
+                {"train": ["abcdefg"], "valid": ("abcdefg", "h", -3), "test": ("abcdefgh", "i", -2)},
+            ),
+            # shares are rounded up: of five one tests, of the four left two validate
+            ("abcde", (0.2, 0.3), {"train": ["ab"], "valid": ("ab", "c", -3), "test": ("abcd", "e", -1)}),
+            # the first target of the window, context events pass
+            ("abcdeFgh", (0.5, 0.25), {"train": ["abc"], "valid": ("abc", "d", -5), "test": ("abcd", "e", -4)}),
+            ("abcdEFgh", (0.5, 0.25), {"train": ["abc"], "valid": ("abc", "d", -5), "test": ("abcd", "g", -2)}),
+            ("abcDEF", (0.5, 0.3), {"train": ["ab"], "valid": ("ab", "c", -4)}),
+            ("ab", (0.2, 0.1), {"test": ("a", "b", -1)}),
+            ("a", (0.2, 0.1), {}),
+        ],
+    )
+    def test_by_hand(self, history: str, shares: tuple[float, float], expected: dict[str, Any]) -> None:
+        assert of(history, range(-len(history), 0), "per_user_ratio", shares=shares) == expected
 
 
-@settings(deadline=None)
-@given(
-    st.lists(st.tuples(st.text(max_size=2), st.integers(1, 7)), max_size=8, unique_by=lambda u: u[0]),
-    st.lists(st.integers(0, 60), max_size=12),
-)
-def test_users_over_any_batches(users: list[tuple[str, int]], cuts: list[int]) -> None:
-    names = [name for name, count in users for _ in range(count)]
-    table = pa.table(
-        {
-            "user": names,
-            "item": pa.array(range(len(names)), pa.int32()),
-            "ts": pa.array([n * 10 for n in range(len(names))], pa.int64()),
-            "target": pa.array([n % 3 == 0 for n in range(len(names))], pa.bool_()),
-        },
-        schema=pa.schema([("user", pa.string()), ("item", pa.int32()), ("ts", pa.int64()), ("target", pa.bool_())]),
-    ).combine_chunks()
-    bounds = [0, *sorted(min(c, len(names)) for c in cuts), len(names)]
-    (whole,) = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-    batches = [whole.slice(s, e - s) for s, e in pairwise(bounds)]
-    got = [(u, i.tolist(), t.tolist(), x.tolist()) for u, i, t, x in users_of(iter(batches))]
-    expected, start = [], 0
-    for name, count in users:
-        rows = range(start, start + count)
-        expected.append((name, list(rows), [n * 10 for n in rows], [n % 3 == 0 for n in rows]))
-        start += count
-    assert got == expected
+@given(st.lists(st.integers(0, 60), max_size=5), st.integers(1, 12))
+def test_chunks_do_not_overlap_and_lose_one_event_at_most(counts: list[int], length: int) -> None:
+    bounds = np.append(0, np.cumsum(counts)).astype(np.int64)
+    names = [f"u{n}" for n in range(len(counts))]
+    items = np.arange(bounds[-1], dtype=np.int32)
+    table = cutting.train_table(
+        cutting.Pieces(pa.array(names, pa.string()), items, bounds[:-1], bounds[1:], {}), length
+    )
+    for name, start, end in zip(names, bounds.tolist(), bounds[1:].tolist(), strict=False):
+        cut = [r["items"] for r in table.to_pylist() if r["user"] == name]
+        together = [item for chunk in cut for item in chunk]
+        assert together == list(range(start, end))[end - start - len(together) :]
+        assert end - start - len(together) == ((end - start) % (length + 1) == 1)
+        assert all(len(c) == length + 1 for c in cut[1:])
+        assert all(2 <= len(c) <= length + 1 for c in cut)
 
 
 CONTRACT = Contract.model_validate(
@@ -230,8 +260,9 @@ def build(
     """Rows of the table `sequences` as of 2024-01-02, and the counts that the stage reports."""
     inputs = {"events": put(lake, LOG, log), "items": put(lake, ITEMS, LETTERS)}
     arrivals = sorted({e["arrival"] for e in log if e["arrival"] <= "2024-01-02"} | {"2023-12-20"})
-    settings_ = SequenceSettings.model_validate(over)
-    versions, counts = sequences.build(spark, lake, CONTRACT, settings_, inputs, arrivals, "2024-01-02", {})
+    settings_ = SequenceSettings.model_validate({"buckets": 2, **over})
+    built = histories.build(spark, lake, CONTRACT, settings_, inputs, arrivals, TODAY, None, {})
+    versions, counts = sequences.build(spark, lake, settings_, built.as_of, TODAY, {})
     rows = lake.read("sequences", versions["sequences"]).to_pylist()
     assert {r["as_of"] for r in rows} <= {"2024-01-02"}
     assert counts == {s: sum(r["split"] == s for r in rows) for s in ("train", "valid", "test")}
@@ -266,11 +297,7 @@ BY_HAND = [
 
 
 def test_a_log_by_hand_in_spark(spark: SparkSession, lake: Lake) -> None:
-    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "2")
-    try:
-        rows, _ = build(spark, lake, BY_HAND)
-    finally:
-        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+    rows, _ = build(spark, lake, BY_HAND)
     assert brief(rows) == {
         ("train", "ann", "a?be", None, None),
         ("valid", "ann", "a?be", "c", True),  # seen by bob, who trains nothing
@@ -348,9 +375,9 @@ def test_movielens_leave_one_out_against_sql(spark: SparkSession, lake: Lake, ml
     )
     versions = {**sides, **ingested.versions, **built.versions}
     settings_ = SequenceSettings(split="leave_one_out", positives_only=True)
-    made, counts = sequences.build(
-        spark, lake, contract, settings_, versions, ["undated"], ingested.last_day, {"run": "test"}
-    )
+    day = ingested.last_day
+    past = histories.build(spark, lake, contract, settings_, versions, ["undated"], day, None, {"run": "test"})
+    made, counts = sequences.build(spark, lake, settings_, past.as_of, day, {"run": "test"})
     rows = lake.read("sequences", made["sequences"])
     keys = lake.read("items", built.versions["items"])
     ids = lake.read("events", ingested.versions["events"], columns=["event_id"])
@@ -381,14 +408,14 @@ def test_movielens_leave_one_out_against_sql(spark: SparkSession, lake: Lake, ml
         ).fetchall()
         assert got == expected
         assert counts[split] == len(expected) > 900
-    histories = db.sql(
+    wanted = db.sql(
         "select user, list(item order by r desc) from ranked where r > 1 and n >= 3 group by user order by user"
     ).fetchall()
     got = db.sql(
         """select user, list(key order by position) from (select user, unnest(items) i, generate_subscripts(items, 1)
              position from rows where split = 'test') join keys on keys.index = i group by user order by user"""
     ).fetchall()
-    assert got == histories
+    assert got == wanted
     # All that is neither held out nor the single event left over by chunks of 51 trains.
     (trained,) = db.sql("select sum(len(items)) from rows where split = 'train'").fetchall()
     parts = "select case when n >= 3 then n - 2 else n end part from ranked where r = 1"

@@ -109,6 +109,28 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         rows(tmp_path, contract())
 
 
+TIMED = {"path": "users", "format": "csv", "key": "id", "time": {"column": "since", "unit": "s"}}
+
+
+def test_a_key_has_a_row_for_every_time_it_says(tmp_path: Path) -> None:
+    """Of a repeated key and time the last row counts; rows stand in the order of key and time."""
+    lines = ["id,job,Age,tags,since", "2,x,,,5", "1,late,,,20.5", "1,early,,,3", "1,later,,,20.5"]
+    (tmp_path / "users").write_text("\n".join(lines) + "\n")
+    read = rows(tmp_path, contract(users=TIMED))
+    found = [(r["key"], r["valid_from"].timestamp(), r["f_job"]) for r in read]
+    assert found == [("1", 3.0, "early"), ("1", 20.5, "later"), ("2", 5.0, "x")]
+
+
+@pytest.mark.parametrize(
+    ("since", "words"),
+    [("", "since is absent, null or empty"), ("soon", "is not a time in s"), ("1e15", "since lies outside the years")],
+)
+def test_a_row_without_a_time_refuses_the_file(tmp_path: Path, since: str, words: str) -> None:
+    (tmp_path / "users").write_text(f"id,job,Age,tags,since\n1,x,,,{since}\n")
+    with pytest.raises(DataRefused, match=words):
+        rows(tmp_path, contract(users=TIMED))
+
+
 def test_the_real_side_files(ml_100k: Path) -> None:
     """Against a count with the standard tools: 943 users of 21 occupations."""
     from infra.config import load

@@ -182,11 +182,17 @@ class TestSplits:
         with pytest.raises(DataRefused, match=r"in/a\.parquet: the column\(s\) 'ts'.* it has 'u', 'i'"):
             self.shares(tmp_path, ["u", "ts"], "parquet")
 
-    def test_parquet_that_is_cut_is_refused_by_name(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("cut", [1, 3, 4, 5, 100, -8, -1])
+    def test_parquet_that_is_cut_is_one_row_for_its_task_to_report(self, tmp_path: Path, cut: int) -> None:
         (tmp_path / "in").mkdir()
-        pq.write_table(pa.table({"u": [1]}), tmp_path / "in" / "a.parquet")
+        pq.write_table(pa.table({"u": list(range(1000))}), tmp_path / "in" / "a.parquet")
         whole = (tmp_path / "in" / "a.parquet").read_bytes()
-        (tmp_path / "in" / "a.parquet").write_bytes(whole[:-1])
+        (tmp_path / "in" / "a.parquet").write_bytes(whole[:cut])
+        ((position, refusal),) = self.rows(tmp_path, ["u"], "parquet")
+        assert (position, refusal.reason) == (0, "truncated_file")
+
+    def test_what_never_was_parquet_is_refused_by_name(self, tmp_path: Path) -> None:
+        tree(tmp_path, "in/a.parquet", content=b"u,i\n1,2\n" * 10)
         with pytest.raises(DataRefused, match=r"in/a\.parquet: not a readable Parquet file"):
             self.shares(tmp_path, ["u"], "parquet")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import tracemalloc
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +97,7 @@ def test_splits_at_every_byte_give_every_line_once(tmp_path: Path, lines: list[b
     [
         (b'{"a": 1}', {"a": 1}),
         (b' {"a": 1} ', {"a": 1}),
-        (b'{"a": 1, "a": 2}', {"a": 2}),  # of a repeated key the last value counts
+        (b'{"a": 1, "a": 2}', {"a": 2}),  # of a repeated key that nobody reads the last value counts
         (b'{"a": 18446744073709551617}', {"a": 2**64 + 1}),
         (b'{"a": "\\u0000"}', {"a": "\x00"}),
         (b'{"a": "\\ud800"}', {"a": "\ud800"}),  # refused where it is used as text
@@ -224,6 +227,93 @@ class TestCompressed:
             assert stream.read() == content
 
 
+def write_long_lines(path: Path, size: int) -> None:
+    """A good line, one of `size` bytes, a good one, another long one without an end; packed piece by piece."""
+    pieces = [b'{"a":1}\n', *[b"x" * (1 << 20)] * (size >> 20), b'\n{"a":2}\n', *[b"y" * (1 << 20)] * (size >> 20)]
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=1) as out:
+                out.writelines(pieces)
+        elif path.suffix == ".zst":
+            with zstandard.ZstdCompressor(level=1).stream_writer(file) as out:
+                for piece in pieces:
+                    out.write(piece)
+        else:
+            file.writelines(pieces)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_line_of_fifty_megabytes_is_never_held(tmp_path: Path, suffix: str) -> None:
+    limit, size = 1 << 20, 50 << 20
+    path = tmp_path / f"x.json{suffix}"
+    write_long_lines(path, size)
+    tracemalloc.start()
+    try:
+        split = Split(str(path), path.name, "undated", 0, path.stat().st_size, ())
+        rows = [(p, len(raw), outcome(r)) for p, raw, r in read_split(split, "json", ",", limit)]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    places = (1, 2, 3, 4) if suffix else (0, 8, 8 + size + 1, 8 + size + 9)
+    long = (limit + 1, Reason.TOO_LONG)
+    assert rows == [(places[0], 7, {"a": 1}), (places[1], *long), (places[2], 7, {"a": 2}), (places[3], *long)]
+    assert peak < 12 * limit  # zstd unpacks in leaps of megabytes, however little it is given
+
+
+def test_long_lines_in_splits(tmp_path: Path) -> None:
+    """A split that lies inside a long line, or starts or ends in one, owns what starts in it."""
+    path = made(tmp_path / "x.json", b'{"a":1}\n' + b"x" * 1000 + b'\n{"a":2}\n' + b"y" * 1000)
+    size = path.stat().st_size
+    for width in (1, 7, 8, 9, 100, 333, 1008, 5000):
+        rows = []
+        for start in range(0, size, width):
+            split = Split(str(path), "x", "undated", start, min(start + width, size), ())
+            rows += [(p, len(raw), outcome(r)) for p, raw, r in read_split(split, "json", ",", 50)]
+        assert rows == [
+            (0, 7, {"a": 1}),
+            (8, 51, Reason.TOO_LONG),
+            (1009, 7, {"a": 2}),
+            (1017, 51, Reason.TOO_LONG),
+        ]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_the_limit_to_the_byte(tmp_path: Path, suffix: str, bom: bytes) -> None:
+    """It counts a line's bytes without the line feed."""
+    pack = {"": bytes, ".gz": gz, ".zst": zst}[suffix]
+    for extra, expected in ((0, {"a": 1}), (1, Reason.TOO_LONG)):
+        line = bom + b'{"a":1}'.ljust(20 - len(bom) + extra)
+        for end in (b"", b"\n"):
+            path = made(tmp_path / f"x{suffix}", pack(line + end))
+            split = Split(str(path), "x", "undated", 0, path.stat().st_size, ())
+            assert [outcome(r) for _, _, r in read_split(split, "json", ",", 20)] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("line", "twice"),
+    [
+        ('{"u": 1, "u": 1}', "u"),
+        ('{"u": 1, "i": 2, "i": 3, "u": 4, "u": 5}', "i, u"),
+        ('{"u": 1, "\\u0075": 2}', "u"),
+        ('{"x": 1, "x": 2, "u": 3}', None),
+        ('{"x": {"u": 1, "u": 2}, "u": 3}', None),
+        ('{"x": [{"u": 1, "u": 2}]}', None),
+        ('{"U": 1, "u": 2}', None),
+    ],
+)
+def test_keys_that_are_read_may_not_be_repeated(tmp_path: Path, line: str, twice: str | None) -> None:
+    path = made(tmp_path / "x.json", line.encode())
+    split = Split(str(path), "x", "undated", 0, path.stat().st_size, ())
+    ((_, raw, record),) = read_split(split, "json", ",", read=("u", "i"))
+    if twice is None:
+        assert record == json.loads(line)
+    else:
+        assert isinstance(record, Refused)
+        assert (record.reason, record.detail) == (Reason.DUPLICATE_KEY, f"the keys {twice} are there more than once")
+        assert raw == line.encode()
+
+
 def test_a_failing_disk_is_no_truncated_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows would be lost for good where a retried task could have read them."""
 
@@ -296,6 +386,29 @@ class TestParquet:
         assert got[0]["n"] == "a"
         assert got[0]["t"].isoformat() == "1970-01-01T00:00:00+00:00"
         assert got[1:] == [Reason.MALFORMED, Reason.MALFORMED]
+
+    def test_nanoseconds_need_no_pandas(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"t": pa.array([1_700_000_000_123_456_789, None], pa.timestamp("ns", "UTC"))}), path)
+        for name in [n for n in sys.modules if n.partition(".")[0] == "pandas"]:
+            monkeypatch.setitem(sys.modules, name, None)
+        first, second = outcomes(read(path, "parquet", end=1))
+        assert type(first["t"]) is datetime
+        assert first["t"].isoformat() == "2023-11-14T22:13:20.123456+00:00"
+        assert second == {"t": None}
+
+    def test_a_disk_that_fails_is_no_damage(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"n": [1]}), path)
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            read(path, "parquet", end=1)
+        with pytest.raises(FileNotFoundError):
+            list(read_split(Split(str(tmp_path / "gone"), "x", "undated", 0, 1, ()), "parquet", ","))
 
     def test_times_of_old_writers(self, tmp_path: Path) -> None:
         """INT96, in nanoseconds, does not reach beyond the year 2262."""

@@ -225,3 +225,52 @@ def test_iso_times_come_back_in_any_zone(when: datetime, minutes: int, write: Ca
 def test_seconds_with_a_fraction_are_right_to_the_microsecond(whole: int, fraction: int) -> None:
     for raw in (f"{whole}.{fraction:06d}", float(f"{whole}.{fraction:06d}")):
         assert microseconds("s", None)(raw) == whole * 10**6 + fraction
+
+
+class TestUnitsToldApart:
+    """`auto`: a number is taken for the one unit in which it lies between 1980 and 2200."""
+
+    read = staticmethod(microseconds("auto", None))
+
+    @pytest.mark.parametrize("factor", [1, 10**3, 10**6, 10**9])
+    @pytest.mark.parametrize(
+        ("second", "when"),
+        [
+            (315_532_800, datetime(1980, 1, 1, tzinfo=UTC)),
+            (1_704_196_800, datetime(2024, 1, 2, 12, tzinfo=UTC)),
+            (7_258_118_399, datetime(2199, 12, 31, 23, 59, 59, tzinfo=UTC)),
+        ],
+    )
+    def test_every_unit_means_the_same_moment(self, factor: int, second: int, when: datetime) -> None:
+        expected = round(when.timestamp()) * 10**6
+        for value in (second * factor, str(second * factor), f"{second * factor}.0", Decimal(second * factor)):
+            assert self.read(value) == expected
+        assert self.read(float(second * factor)) == expected
+
+    @pytest.mark.parametrize("factor", [1, 10**3, 10**6, 10**9])
+    def test_the_bounds(self, factor: int) -> None:
+        for outside in (315_532_800 * factor - 1, 7_258_118_400 * factor):
+            with pytest.raises(ValueError, match="is not a time in s, ms, us or ns between 1980 and 2200"):
+                self.read(outside)
+
+    @pytest.mark.parametrize(
+        "value",
+        [0, 1, -1_704_196_800, 10**10, 10**13, 10**16, 10**19, 10**400, True, [1], {}, "noon", "1_704_196_800", b"1"],
+    )
+    def test_no_time_in_any_unit(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="is not a time in s, ms, us or ns"):
+            self.read(value)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), "nan", "inf", "1e400"])
+    def test_not_finite(self, value: Any) -> None:
+        with pytest.raises(ValueError, match="is not a time"):
+            self.read(value)
+
+    def test_what_lies_below_a_microsecond_is_cut_off(self) -> None:
+        assert self.read(1_704_196_800_123_456_999) == 1_704_196_800_123_456
+        assert self.read(1_704_196_800.25) == 1_704_196_800_250_000
+
+    def test_missing_and_typed_times_are_as_in_other_units(self) -> None:
+        assert self.read(None) is None
+        assert self.read("") is None
+        assert self.read(datetime(1970, 1, 1)) == 0

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,9 +18,10 @@ from featurize import vocabularies
 from featurize.contract import Contract
 from featurize.settings import VocabularySettings
 from featurize.vocabularies import Vocabularies, hash_of
-from infra.errors import DataRefused
+from infra.commit import commit, write_file
+from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
-from infra.tables import ITEMS, Kind, events, side_features
+from infra.tables import ITEMS, Kind, Table, events, side_features
 from tests.conftest import put
 
 if TYPE_CHECKING:
@@ -249,6 +253,57 @@ def test_the_hash_changes_with_any_key_index_or_order() -> None:
     hashes = [hash_of(other) for other in (*others, vocabulary(["a", "b"], first=3))]
     assert len({base, *hashes}) == 10
     assert len(base) == 16
+
+
+def put_in_files(lake: Lake, table: Table, log: Sequence[dict[str, Any]], rng: random.Random) -> int:
+    """The rows of each partition in random order, cut into up to four files."""
+    files, rows = [], list(log)
+    rng.shuffle(rows)
+    for arrival in sorted({r["arrival"] for r in rows}):
+        own = [r for r in rows if r["arrival"] == arrival]
+        bounds = sorted({0, len(own), *(rng.randrange(1, len(own)) for _ in range(3))})
+        for start, end in pairwise(bounds):
+            data = pa.Table.from_pylist(own[start:end], schema=table.schema)
+            files.append(write_file(lake.path(table.name), table, {"arrival": arrival, "ds": arrival}, [data]))
+    arrivals = sorted({f.partition["arrival"] for f in files})
+    return commit(lake, table, files, replace={"arrival": arrivals}, metadata={})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_files_and_rows_decides_nothing(spark: SparkSession, tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    days, log = DAYS[:3], random_log(7, DAYS[:3])
+    shop = Shop(spark, Lake(tmp_path / "lake"), log)
+    shop.inputs["events"] = put_in_files(shop.lake, LOG, log, rng)
+    built = shop.build(days, shop.build(days[:1], min_value_count=2), min_value_count=2)
+    assert shop.stored(built) == expected(log, 1, 2)
+
+
+def test_values_of_a_later_snapshot_come_with_it(spark: SparkSession, lake: Lake) -> None:
+    """All at once and day by day: what is new in the third day's side file stands behind the first day's keys."""
+    later = [{"arrival": DAYS[2], "key": "i0", "f_brand": "a"}, {"arrival": DAYS[2], "key": "i1", "f_brand": "y"}]
+    shop = Shop(spark, lake, [make_event(n, day, "a") for n, day in enumerate(DAYS[:3])])
+    shop.inputs["item_features"] = put(lake, SIDE, [*SIDE_ROWS, *later])
+    brands = [(DAYS[0], 2, "y"), (DAYS[0], 3, "z"), (DAYS[2], 4, "a")]
+    assert shop.stored(shop.build(DAYS[:3]))["brand"] == brands
+    daily = shop.build(DAYS[:2])
+    assert shop.stored(daily)["brand"] == brands[:2]
+    assert shop.stored(shop.build(DAYS[:3], daily))["brand"] == brands
+
+
+def test_the_hash_of_files_is_that_of_the_table(lake: Lake) -> None:
+    """Cut anywhere, with files out of order; a gap or an index given twice is an audit's business."""
+    keys = [f"k{n}" * (n % 3) + "\u00e9" for n in range(10)]
+    rows = [{"arrival": DAYS[n // 4], "index": 2 + n, "key": key} for n, key in enumerate(keys)]
+    versions = {"items": put(lake, ITEMS, rows)}
+    assert vocabularies.items_hash(lake, versions, DAYS[5]) == hash_of(vocabulary(keys))
+    assert vocabularies.items_hash(lake, versions, DAYS[1]) == hash_of(vocabulary(keys[:8]))
+    lines = b"".join(b"%d %d %s" % (2 + n, len(k.encode()), k.encode()) for n, k in enumerate(keys))
+    assert hash_of(vocabulary(keys)) == hashlib.sha256(lines).hexdigest()[:16]
+    for wrong in ([*rows[:4], *rows[5:]], [*rows, {**rows[4], "arrival": DAYS[5]}]):
+        versions = {"items": put(lake, ITEMS, wrong)}
+        with pytest.raises(AuditError, match=r"table items, file .*: index"):
+            vocabularies.items_hash(lake, versions, DAYS[5])
 
 
 def test_the_item_table_is_what_readers_expect(spark: SparkSession, lake: Lake) -> None:

@@ -5,18 +5,20 @@ When one fails after an upgrade, look at the code that makes up for it: some of 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from deltalake import CommitProperties, DeltaTable, Schema, Transaction
-from deltalake.exceptions import CommitFailedError
-from deltalake.transaction import AddAction
+from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.transaction import AddAction, RemoveAction
 
-from infra.commit import DataFile
-from infra.lake import Lake, create
-from tests.infra.test_commit import DAYS, content, put, written
+from infra.commit import DataFile, append_rows, write_file
+from infra.lake import Lake
+from infra.schemas import create
+from tests.infra.test_commit import DAYS, NOTES, content, put, written
 
 
 @pytest.fixture
@@ -107,3 +109,58 @@ def test_default_vacuum_leaves_orphans_and_no_vacuum_takes_underscores(lake: Lak
 
     assert found() == []
     assert found(full=True) == [orphan.path]
+
+
+def test_an_entry_that_lost_whole_lines_is_taken_for_a_whole_one(lake: Lake) -> None:
+    put(lake, {"a": [1], "b": [1]})
+    put(lake, {"a": [2]})
+    entry = Path(lake.path("days")) / "_delta_log" / f"{2:020d}.json"
+    lines = entry.read_text().splitlines()
+    assert [next(iter(json.loads(line))) for line in lines] == ["commitInfo", "add", "remove", "txn"]
+    for kept, files in ((0, 2), (1, 2), (2, 3), (3, 2), (4, 2)):  # without the removal both files of a day count
+        entry.write_text("".join(f"{line}\n" for line in lines[:kept]))
+        delta = DeltaTable(lake.path("days"))
+        assert (delta.version(), len(delta.file_uris())) == (2, files)
+
+
+def test_a_damaged_checkpoint_makes_a_complete_log_unreadable(lake: Lake) -> None:
+    put(lake, {"a": [1]})
+    lake.open("days").create_checkpoint()
+    log = Path(lake.path("days")) / "_delta_log"
+    for damaged in ("_last_checkpoint", f"{1:020d}.checkpoint.parquet"):
+        (log / damaged).write_bytes((log / damaged).read_bytes()[:20])
+        if damaged == "_last_checkpoint":
+            assert DeltaTable(lake.path("days")).version() == 1
+        else:
+            with pytest.raises(DeltaError):
+                DeltaTable(lake.path("days"))
+
+
+@pytest.mark.parametrize(("app_id", "copies"), [(None, 2), ("notes:rewrite", 1)])
+def test_two_rewrites_of_the_same_files(lake: Lake, app_id: str | None, copies: int) -> None:
+    for key in "ab":
+        append_rows(lake, NOTES, [{"k": key}], app_id=key)
+    handles = [lake.open("notes"), lake.open("notes")]
+    for number, delta in enumerate(handles):
+        paths = pa.table(delta.get_add_actions())["path"].to_pylist()
+        file = write_file(lake.path("notes"), NOTES, {}, [lake.read("notes", 2)])
+        actions = [
+            AddAction(file.path, file.size, {}, 0, False, file.stats),
+            *(RemoveAction(p, False, 1) for p in paths),
+        ]
+        transactions = [] if app_id is None else [Transaction(app_id, 1)]
+        properties = CommitProperties(app_transactions=transactions)
+        if number and app_id:
+            with pytest.raises(CommitFailedError):
+                delta.create_write_transaction(actions, "append", delta.schema(), [], commit_properties=properties)
+        else:
+            delta.create_write_transaction(actions, "append", delta.schema(), [], commit_properties=properties)
+    rows = lake.read("notes", lake.version("notes") or 0)["k"].to_pylist()
+    assert sorted(rows) == sorted("ab" * copies)
+
+
+def test_its_vacuum_makes_versions(lake: Lake) -> None:
+    put(lake, {"a": [1]})
+    put(lake, {"a": [2]})
+    lake.open("days").vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    assert lake.version("days") == 4

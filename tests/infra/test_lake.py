@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from infra.commit import commit, write_file
-from infra.errors import CommitError, DataRefused, UsageError
-from infra.lake import Lake, create, same_schema
+from infra.errors import DataRefused, UsageError
+from infra.lake import Lake, same_schema
+from infra.schemas import create
 from infra.tables import TIMESTAMP, Column, Table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,78 +171,6 @@ class TestRefusals:
         first.write_text("\n".join(json.dumps(a) for a in actions), encoding="utf-8")
         with pytest.raises(DataRefused, match=words):
             lake.open("seq")
-
-
-class TestCreate:
-    def test_properties_and_schema(self, tmp_path: Path) -> None:
-        lake = Lake(tmp_path)
-        create(lake, SEQ)
-        create(lake, SEQ)
-        delta = lake.open("seq")
-        assert delta.version() == 0
-        assert delta.metadata().configuration == {
-            "delta.logRetentionDuration": "interval 3650 days",
-            "delta.enableExpiredLogCleanup": "false",
-        }
-        assert delta.metadata().partition_columns == ["as_of", "split"]
-        assert pa.schema(delta.schema().to_arrow()).equals(SEQ.schema)
-
-    def test_files_may_be_written_before_the_table_is_there(self, tmp_path: Path) -> None:
-        assert put(Lake(tmp_path), "d1", "train", [1]) == 1
-
-    @pytest.mark.parametrize(
-        ("columns", "partition_by", "stored", "declared"),
-        [
-            (COLUMNS[:3], ("as_of", "split"), "ts timestamp[us, tz=UTC]", "items list"),
-            ((*COLUMNS[:3], Column("ts", pa.int64(), "t", True)), ("as_of", "split"), "ts timestamp", "ts int64"),
-            ((*COLUMNS[:3], Column("ts", TIMESTAMP, "t")), ("as_of", "split"), "tz=UTC];", "tz=UTC] not null;"),
-            (COLUMNS, ("as_of",), "by as_of, split", "by as_of\n"),
-            (COLUMNS[::-1], ("as_of", "split"), "stored:   as_of string", "declared: ts timestamp"),
-        ],
-    )
-    def test_another_schema_is_refused_with_both(
-        self, lake: Lake, columns: tuple[Column, ...], partition_by: tuple[str, ...], stored: str, declared: str
-    ) -> None:
-        other = Table("seq", "changed", columns, partition_by)
-        with pytest.raises(CommitError, match=r"'seq' .* written with other columns") as caught:
-            commit(lake, other, [], replace={"as_of": ["d1"]}, metadata={})
-        _, there, asked = str(caught.value).split("\n", 2)
-        assert (stored in there, declared in asked) == (True, True)
-        assert lake.version("seq") == 4
-
-    def test_one_of_several_creators_is_first_and_stays(self, tmp_path: Path) -> None:
-        """With deltalake's own retries a second one lands as version 1 and replaces the schema."""
-        other = Table("seq", "other", (*COLUMNS[:2], Column("x", pa.int64(), "x")), SEQ.partition_by)
-        for attempt in range(4):
-            lake, barrier = Lake(tmp_path / str(attempt)), threading.Barrier(6)
-            outcomes: list[tuple[str, bool]] = []
-
-            def job(
-                table: Table,
-                lake: Lake = lake,
-                barrier: threading.Barrier = barrier,
-                outcomes: list[tuple[str, bool]] = outcomes,
-            ) -> None:
-                barrier.wait()
-                try:
-                    create(lake, table)
-                    outcomes.append((table.meaning, True))
-                except CommitError:
-                    outcomes.append((table.meaning, False))
-
-            threads = [threading.Thread(target=job, args=((SEQ, other)[i % 2],)) for i in range(6)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            assert lake.version("seq") == 0
-            first = lake.open("seq").metadata().description
-            assert sorted(outcomes) == sorted([(SEQ.meaning, first == SEQ.meaning), ("other", first == "other")] * 3)
-
-    def test_a_root_that_cannot_be_written(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("x")
-        with pytest.raises(CommitError, match=r"'seq' cannot be created under .*/file "):
-            create(Lake(tmp_path / "file"), SEQ)
 
 
 def test_same_schema() -> None:

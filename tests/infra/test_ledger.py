@@ -17,7 +17,7 @@ import pytest
 from infra import ledger as module
 from infra.commit import append_rows
 from infra.lake import Lake
-from infra.ledger import Ledger, Published, code_version, key_of
+from infra.ledger import REBUILT, Ledger, Published, code_version, key_of
 from infra.tables import FORMAT_VERSION, RUNS
 
 
@@ -98,6 +98,24 @@ def test_an_unchanged_ledger_is_read_once(ledger: Ledger, monkeypatch: pytest.Mo
     ledger.rows()
     monkeypatch.setattr(Lake, "read", lambda *_: pytest.fail("read again"))
     assert len(ledger.rows()) == 1
+
+
+def test_what_was_made_again_stands_for_what_it_replaces(ledger: Ledger) -> None:
+    """Whoever asks for the first one's key gets the newest; the first stays in the record."""
+    first = publish(ledger)
+    again = [publish(ledger, inputs={**first.inputs, REBUILT: {"of": first.key, "run": r}}) for r in ("r2", "r3")]
+    assert len({first.key, *(a.key for a in again)}) == 3
+    assert [a.stands_for for a in again] == [first.key] * 2
+    assert ledger.find(first.key) == again[1]
+    assert ledger.find(again[0].key) == again[0]
+    assert ledger.rows() == [first, *again]
+
+
+def test_rows_of_another_format_are_told_apart(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = publish(ledger)
+    assert row.of_this_format
+    monkeypatch.setattr(module, "FORMAT_VERSION", FORMAT_VERSION + 1)
+    assert not row.of_this_format
 
 
 def test_a_commit_of_a_table_publishes_nothing(ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from infra.config import parse
 from infra.errors import ConfigError
-from infra.spark import SparkSettings, properties
+from infra.spark import FIXED, SparkSettings, properties, submitted_properties
 
 
 def test_defaults_retry_tasks_and_keep_local_sessions_on_loopback() -> None:
@@ -40,6 +40,30 @@ def test_conf_wins_over_defaults() -> None:
     wanted = properties(settings, "job", Path("/scratch"))
     assert wanted["spark.ui.enabled"] == "true"
     assert wanted["spark.executor.memory"] == "2g"
+
+
+TOLD = {"spark.master": "spark://host:7077", "spark.executor.memory": "3g", "spark.sql.shuffle.partitions": "64"}
+
+
+def test_what_spark_submit_was_told_wins_over_the_recipe() -> None:
+    settings = SparkSettings(master="local[2,4]", conf={"spark.executor.memory": "2g", "spark.executor.cores": "2"})
+    wanted = submitted_properties(settings, "job", Path("/scratch"), TOLD)
+    assert not set(wanted) & set(TOLD)
+    assert wanted["spark.executor.cores"] == "2"  # nobody said otherwise
+    assert wanted["spark.app.name"] == "job"
+    assert {name: wanted[name] for name in FIXED} == FIXED
+    assert "spark.driver.host" not in wanted  # the master told is no local one
+    assert not {"spark.driver.memory", "spark.driver.extraJavaOptions"} & set(wanted)  # its JVM runs already
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("spark.sql.session.timeZone", "Europe/Berlin"), ("spark.sql.ansi.enabled", "false")]
+)
+def test_spark_submit_cannot_change_what_the_tables_rely_on(name: str, other: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name}={other}, but the tables rely on {FIXED[name]}"):
+        submitted_properties(SparkSettings(), "job", Path("/scratch"), {**TOLD, name: other})
+    same = submitted_properties(SparkSettings(), "job", Path("/scratch"), {**TOLD, name: FIXED[name]})
+    assert name not in same  # told what it has to be: nothing to add
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from deltalake import DeltaTable
 
 from infra import tables
 from infra.commit import append_rows, commit, write_file
-from infra.lake import Lake, create
+from infra.lake import Lake
+from infra.schemas import create
 from infra.tables import Kind, Table
 
 KINDS = [("cat", Kind.CATEGORICAL), ("num", Kind.NUMERIC), ("multi", Kind.MULTI)]
@@ -26,6 +27,11 @@ ALL = (
     tables.SEQUENCES,
     tables.samples(KINDS),
     tables.FIELDS,
+    tables.FIRST_SEEN,
+    tables.PROFILES,
+    tables.HISTORIES,
+    tables.POPULARITY,
+    tables.MISSING_RATES,
     tables.RUNS,
     tables.PROMOTIONS,
 )

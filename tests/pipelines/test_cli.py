@@ -13,9 +13,13 @@ import yaml
 from tests.pipelines.commands import ROOT, logs2rec, small_recipe
 
 OPTIONS = {
-    "simulate": {"--users", "--items", "--days", "--seed", "--json"},
-    "run": {"--config", "--from", "--to", "--set", "--json"},
-    "stage": {"--config", "--from", "--to", "--set", "--json"},
+    "simulate": {
+        *("--users", "--items", "--days", "--seed", "--bots", "--hot-user", "--schema-change", "--json"),
+    },
+    "run": {"--config", "--from", "--to", "--rebuild", "--set", "--json"},
+    "stage": {"--config", "--from", "--to", "--rebuild", "--set", "--json"},
+    "backfill": {"--config", "--from", "--to", "--stage", "--rebuild", "--set", "--json"},
+    "data-report": {"--config", "--from", "--to", "--set", "--json"},
     "status": {"--config", "--set", "--json"},
     "promote": {"--config", "--role", "--set", "--json"},
     "rollback": {"--config", "--reason", "--role", "--set", "--json"},
@@ -95,6 +99,21 @@ def test_wrong_dates(tmp_path: Path, arguments: list[str], words: str) -> None:
     assert words in done.stderr
 
 
+def test_what_a_backfill_cannot_do(tmp_path: Path) -> None:
+    days = ("--from", "2026-01-01", "--to", "2026-01-02")
+    recipe = small_recipe(tmp_path)
+    for arguments, words in (
+        ((*days, "--stage", "cook"), "choose one of"),
+        ((*days, "--stage", "train", "--rebuild"), "--rebuild is for data stages"),
+        (("--from", "2026-01-03", "--to", "2026-01-02"), "lies after"),
+        (("--from", "2026-01-03"), "--to"),
+    ):
+        done = logs2rec("backfill", "--config", recipe, *arguments)
+        assert (done.code, words in done.stderr) == (2, True), done.stderr
+    done = logs2rec("stage", "train", "--config", recipe, "--rebuild")
+    assert (done.code, "--rebuild is for data stages" in done.stderr) == (2, True)
+
+
 def test_unknown_stage_and_missing_recipe(tmp_path: Path) -> None:
     assert "choose one of" in logs2rec("stage", "cook", "--config", small_recipe(tmp_path)).stderr
     assert "no such file" in logs2rec("run", "--config", tmp_path / "none.yaml").stderr
@@ -145,7 +164,7 @@ def test_simulate_refuses_a_full_folder(tmp_path: Path) -> None:
 def test_status_of_nothing(tmp_path: Path) -> None:
     done = logs2rec("status", "--config", small_recipe(tmp_path), "--json")
     assert done.code == 0
-    assert done.json == {"published": [], "aliases": {}, "promotions": []}
+    assert done.json == {"published": [], "contracts": [], "aliases": {}, "promotions": []}
 
 
 def test_doctor_says_what_was_found() -> None:

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pyspark.sql import SparkSession
 
 from featurize.contract import Label
 from featurize.simulate import simulate
-from infra.errors import DataRefused, SchemaChanged, UsageError
+from infra.errors import ConfigError, ContractChanged, DataRefused, UsageError
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.data_stages import run_data
 from pipelines.progress import Progress
 from pipelines.recipe import open_recipe
-from tests.pipelines.commands import small_recipe
+from tests.pipelines.commands import RECIPES, small_recipe
 
 DAYS = [f"2026-01-0{d}" for d in range(1, 6)]
 
@@ -45,12 +46,14 @@ def rows(ctx: Context, data: Data, tables: tuple[str, ...]) -> dict[str, Counter
     """The rows of each table as of the run date, as a bag of text."""
     out = {}
     for table in tables:
-        where = {"as_of": data.day} if table in ("sequences", "samples", "fields") else None
+        where = {"as_of": data.day} if table in AS_OF else None
         out[table] = Counter(map(repr, ctx.lake.read(table, data.versions[table], where).to_pylist()))
     return out
 
 
+AS_OF = ("sequences", "samples", "fields", "missing_rates", "popularity")
 TABLES = ("events", "quarantine", "ingested_files", "items", "field_values", "sequences", "samples", "fields")
+TABLES += ("missing_rates",)
 
 
 def test_day_by_day_equals_all_at_once(spark: SparkSession, folder: Path) -> None:
@@ -85,12 +88,17 @@ def test_a_changed_file_reopens_its_arrival_and_the_later_ones(spark: SparkSessi
     assert count["b"] == count["a"] + 1
 
 
-def test_another_contract_and_back_leaves_no_row_of_the_other(spark: SparkSession, folder: Path) -> None:
-    """A, then B, then A again, whose arrivals are published already, then one more arrival under A."""
+def test_a_rebuild_under_another_contract_and_back_leaves_no_row_of_the_other(
+    spark: SparkSession, folder: Path
+) -> None:
+    """A, then B made by --rebuild, then A again, whose arrivals are published still, then one more arrival under A."""
     first, data = data_run(folder, "w", until="events", last=DAYS[2])
     recipe, contract = open_recipe(small_recipe(folder, workspace=str(folder / "w")))
     other = contract.model_copy(update={"label": Label(column="event", one_of=("impression",))})
-    with Context(recipe, other, Progress(1), last=DAYS[2]) as b:
+    with Context(recipe, other, Progress(1), last=DAYS[2]) as refused:
+        with pytest.raises(ContractChanged, match=r"label\.one_of"):
+            run_data(refused, until="events")
+    with Context(recipe, other, Progress(1), last=DAYS[2], rebuild=True) as b:
         run_data(b, until="events")
     assert published(b) == [f"events {d}" for d in DAYS[:3]]
     again, _ = data_run(folder, "w", until="events", last=DAYS[2])
@@ -102,6 +110,29 @@ def test_another_contract_and_back_leaves_no_row_of_the_other(spark: SparkSessio
         ours = Counter(map(repr, more.lake.read(table, data_more.versions[table], where).to_pylist()))
         theirs = Counter(map(repr, first.lake.read(table, data.versions[table], where).to_pylist()))
         assert ours == theirs, table
+
+
+@pytest.mark.slow
+def test_a_rebuild_leaves_what_day_by_day_left(spark: SparkSession, folder: Path) -> None:
+    for day in DAYS[2:5]:
+        daily, data = data_run(folder, "w", last=day)
+    made_again, data_again = data_run(folder, "w", last=DAYS[4], rebuild=True)
+    assert [p for p in published(made_again) if p.startswith("events")] == [f"events {d}" for d in DAYS]
+    assert all(data_again.versions[t] > data.versions[t] for t in ("events", "sequences", "samples"))
+    ours, theirs = rows(made_again, data_again, TABLES), rows(daily, data, TABLES)
+    for table in TABLES:
+        assert ours[table] == theirs[table], table
+
+
+def test_late_events_reopen_their_arrival_and_what_is_downstream_of_it(spark: SparkSession, folder: Path) -> None:
+    """The simulator's last day has late events: they stand in their own partitions, and no other unit is made again."""
+    for day in (DAYS[3], DAYS[4]):
+        ctx, data = data_run(folder, "w", last=day)
+    late = ctx.lake.read("events", data.versions["events"], {"arrival": DAYS[4]})["ds"].to_pylist()
+    assert any(ds < DAYS[4] for ds in late)
+    assert {p.split(" ")[1] for p in published(ctx)} == {DAYS[4]}
+    earlier, _ = data_run(folder, "w", last=DAYS[3])
+    assert published(earlier) == []
 
 
 def test_a_changed_side_file_is_published_again(spark: SparkSession, folder: Path) -> None:
@@ -125,13 +156,39 @@ def test_a_field_that_is_nowhere_in_the_log_is_named(spark: SparkSession, folder
     assert ctx.ledger.rows() == [] or {r.unit for r in ctx.ledger.rows()} == {"events:sides"}
 
 
-def test_other_columns_are_refused_before_spark(spark: SparkSession, folder: Path) -> None:
+def test_a_field_fewer_concerns_new_arrivals_only(spark: SparkSession, folder: Path) -> None:
     data_run(folder, "w", until="events", last=DAYS[3])
     recipe, contract = open_recipe(small_recipe(folder, workspace=str(folder / "w")))
     narrower = contract.model_copy(update={"fields": contract.fields[1:]})
-    with Context(recipe, narrower, Progress(1), last=DAYS[3]) as ctx:
-        with pytest.raises(SchemaChanged, match="other columns"):
-            run_data(ctx)
+    with Context(recipe, narrower, Progress(1), last=DAYS[4]) as ctx:
+        data = run_data(ctx, until="events")
+    assert published(ctx) == [f"events {DAYS[4]}"]
+    dropped = ctx.lake.read("events", data.versions["events"], {"arrival": DAYS[3:5]})
+    present = {a for a, v in zip(*(dropped[c].to_pylist() for c in ("arrival", "f_device")), strict=True) if v}
+    assert present == {DAYS[3]}
+
+
+def test_a_log_without_labels_gets_samples_with_negatives(spark: SparkSession, folder: Path) -> None:
+    """Clicks are the positives; the same run twice leaves the same rows."""
+    recipe, contract = open_recipe(small_recipe(folder, samples={"history": 3, "negatives": 2}))
+    unlabelled = contract.model_copy(update={"label": None})
+    built = []
+    for workspace in ("one", "two"):
+        with Context(recipe.model_copy(update={"workspace": folder / workspace}), unlabelled, Progress(1)) as ctx:
+            built.append(rows(ctx, run_data(ctx), ("samples", "fields", "missing_rates", "popularity")))
+    assert built[0] == built[1]
+    (step,) = [s for s in ctx.steps if s.unit == "samples"]
+    assert 0.6 * step.report["negatives"]["wanted"] < step.report["negatives"]["drawn"]
+
+
+def test_the_history_field_needs_its_name(folder: Path) -> None:
+    recipe = small_recipe(folder, samples={"history": 3}, contract=str(folder / "contract.yaml"))
+    contract = yaml.safe_load((RECIPES / "contracts" / "simulator.yaml").read_text())
+    contract["fields"][0]["name"] = "history"
+    (folder / "contract.yaml").write_text(yaml.safe_dump(contract))
+    with pytest.raises(ConfigError, match=r"samples\.history: adds a field 'history'"):
+        open_recipe(recipe)
+    open_recipe(recipe, ["samples.history=0"])
 
 
 def test_published_arrivals_outlive_their_raw_files(spark: SparkSession, folder: Path) -> None:
