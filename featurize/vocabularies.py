@@ -23,7 +23,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from featurize import delta
-from infra.commit import commit
+from infra.commit import DataFile, astray, commit
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
 from infra.tables import FIELD_VALUES, FIRST_INDEX, ITEMS, Kind, Table, column_of, events, side_features
@@ -85,7 +85,11 @@ def build(
         indexed.unpersist()
     if not any(arrival <= as_of for arrival in (*stored[ITEMS.name], *(f.partition["arrival"] for f in files[ITEMS]))):
         raise DataRefused("items: no item reached vocabularies.min_item_count; lower it or check the log")
-    versions = {t.name: commit(lake, t, f, replace={"arrival": replaced}, metadata=metadata) for t, f in files.items()}
+    versions = {}
+    for table, new in files.items():
+        back, moved = _put_back(lake, table, prior, stored[table.name], replaced)
+        replace = {"arrival": sorted({*replaced, *moved})}
+        versions[table.name] = commit(lake, table, [*new, *back], replace=replace, metadata=metadata)
     return Vocabularies(versions, sizes(lake, versions, as_of), items_hash(lake, versions, as_of))
 
 
@@ -219,6 +223,17 @@ def _in_index_order(files: Sequence[str]) -> Iterator[pa.RecordBatch]:
                     )
                 following += len(index)
                 yield batch
+
+
+def _put_back(
+    lake: Lake, table: Table, prior: Mapping[str, int] | None, published: Sequence[str], replaced: Sequence[str]
+) -> tuple[list[DataFile], list[str]]:
+    """Arrivals that are not written now and that a run which never published has changed, and their files before."""
+    if prior is None:
+        return [], []
+    stored = lake.partitions(table.name, lake.version(table.name) or 0, "arrival")
+    kept = sorted({*published, *stored} - set(replaced))
+    return astray(lake, table, prior[table.name], "arrival", kept)
 
 
 def _replaced(lake: Lake, arrivals: Sequence[str], covered: str) -> list[str]:

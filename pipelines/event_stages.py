@@ -19,6 +19,8 @@ from pipelines.data import Data
 from pipelines.known_arrivals import KnownArrivals
 from pipelines.user_keys import events_config, keys_of
 
+SIDES = "events:sides"
+
 
 def events(ctx: Context) -> Data:
     """Every arrival has its own row in the ledger, chained to the one before it.
@@ -59,14 +61,31 @@ def _sides(ctx: Context, as_of: str) -> dict[str, int]:
     inputs = {"files": digest([[f.path, f.size, f.etag] for f in files])}
     keys = keys_of(ctx)
     config = sides_config(ctx, keys)
+    if (row := _sides_of_an_older_day(ctx, as_of, digest(config))) is not None:
+        ctx.done(row, "skipped")
+        return {t: int(v) for t, v in row.outputs.items()}
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("events", inputs)
         versions, rows = ingest.ingest_sides(ctx.lake, ctx.contract, ctx.recipe.data, as_of, metadata, keys)
         return versions, {"rows": rows}
 
-    row = ctx.publish("events:sides", as_of, inputs, config, work)
+    row = ctx.publish(SIDES, as_of, inputs, config, work)
     return {t: int(v) for t, v in row.outputs.items()}
+
+
+def _sides_of_an_older_day(ctx: Context, as_of: str, config_hash: str) -> Published | None:
+    """The snapshot that an older day has, once later days are published: today's files would be its future.
+
+    The last one up to the day, else the first after it; None for the newest day, or where there is none.
+    """
+    rows = ctx.ledger.rows()
+    if not any(r.unit == "events" and r.date > as_of for r in rows):
+        return None
+    sides = [r for r in rows if r.unit == SIDES and r.config_hash == config_hash]
+    before = [r for r in sides if r.date <= as_of]
+    date = max((r.date for r in before), default=None) or min((r.date for r in sides), default=None)
+    return next((r for r in reversed(sides) if r.date == date), None)
 
 
 @dataclass(frozen=True)

@@ -224,6 +224,25 @@ def test_what_an_unpublished_run_left_behind_is_removed(spark: SparkSession, lak
     assert [(index, key) for _, index, key in shop.stored(third)["item"]] == [(2, "a"), (3, "p"), (4, "q"), (5, "y")]
 
 
+def test_what_an_unpublished_run_put_into_a_published_arrival_is_taken_back(spark: SparkSession, lake: Lake) -> None:
+    """An arrival was ingested again, the run died after its commit, and the next run has a new arrival."""
+    log = [make_event(0, DAYS[0], "b"), make_event(1, DAYS[1], "c")]
+    shop = Shop(spark, lake, log)
+    published = shop.build(DAYS[:2])
+    log.append(make_event(3, DAYS[0], "a"))
+    shop.put(log)
+    shop.build(DAYS[:2], published)  # writes `a` into the second day's partition; never published
+    shop.put([*log, make_event(2, DAYS[2], "d")])
+    built = shop.build(DAYS[:3], published)
+    assert shop.stored(built)["item"] == [
+        (DAYS[0], 2, "b"),
+        (DAYS[1], 3, "c"),
+        (DAYS[2], 4, "a"),
+        (DAYS[2], 5, "d"),
+    ]
+    assert built.sizes["item"] == 6
+
+
 def test_no_item_at_all_is_refused(spark: SparkSession, lake: Lake) -> None:
     shop = Shop(spark, lake, [make_event(0, DAYS[0], "a")])
     with pytest.raises(DataRefused, match=r"items: no item reached vocabularies\.min_item_count"):

@@ -147,6 +147,22 @@ def test_a_changed_side_file_is_published_again(spark: SparkSession, folder: Pat
     assert {"brand new"} <= {v["key"] for v in values if v["field"] == "category"}
 
 
+def test_an_older_run_date_never_sees_todays_side_file(spark: SparkSession, folder: Path) -> None:
+    for day in DAYS[2:]:
+        first, _ = data_run(folder, "w", until="events", last=day)
+    newest = first.ledger.rows()
+    items = folder / "raw" / "items.jsonl"
+    items.write_text(items.read_text() + json.dumps({"item_id": "late", "category": "of the future"}) + "\n")
+    ctx, data = data_run(folder, "w", until="events", last=DAYS[3])
+    assert {s.status for s in ctx.steps} == {"skipped"}
+    assert len(ctx.ledger.rows()) == len(newest)
+    stored = ctx.lake.read("item_features", data.versions["item_features"], {"arrival": DAYS[3]})
+    assert "late" not in stored["key"].to_pylist()
+    today, data = data_run(folder, "w", until="events", last=DAYS[4])
+    stored = today.lake.read("item_features", data.versions["item_features"], {"arrival": DAYS[4]})
+    assert "late" in stored["key"].to_pylist()
+
+
 def test_a_field_that_is_nowhere_in_the_log_is_named(spark: SparkSession, folder: Path) -> None:
     recipe, contract = open_recipe(small_recipe(folder))
     fields = (*contract.fields, contract.fields[0].model_copy(update={"name": "colour", "column": "colur"}))
