@@ -170,7 +170,7 @@ def _write(lake: Lake, contract: Contract, parsed: DataFrame, marked: DataFrame)
     events = tables.events(contract.kinds_from("log"))
     conflicts = duplicates.quarantined(marked, contract)
     refused = parsed.where("reason is not null").select(*conflicts.columns).unionByName(conflicts)
-    refused = refused.repartition(1).sortWithinPartitions("arrival", "file", "position")
+    refused = refused.repartition("arrival", "file").sortWithinPartitions("arrival", "file", "position")
     return {events: delta.write(_event_rows(marked), lake, events), QUARANTINE: delta.write(refused, lake, QUARANTINE)}
 
 

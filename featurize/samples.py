@@ -23,7 +23,7 @@ from featurize.indexing import Catalogue, indexed, looked_up
 from featurize.point_in_time import with_sides
 from featurize.vocabularies import ITEM, USER
 from infra.commit import DataFile, commit, write_file
-from infra.errors import DataRefused
+from infra.errors import DataRefused, EmptySplit
 from infra.lake import Lake
 from infra.tables import FIELDS, ITEMS, MISSING_RATES, POPULARITY, Kind, column_of, events, samples
 
@@ -99,7 +99,7 @@ def build(
         files = delta.write(frame, lake, table)
         written = {s: sum(f.rows for f in files if f.partition["split"] == s) for s in SPLITS}
         if not written["train"]:
-            raise DataRefused(f"samples: no labelled event to train on before {day}; check samples.split and the dates")
+            raise EmptySplit(f"samples: no labelled event to train on before {day}; check samples.split and the dates")
         described = describe(frame, kinds, sizes, day)
     finally:
         frame.unpersist()

@@ -16,7 +16,7 @@ from featurize.core import core_items
 from featurize.cutting import Cut
 from featurize.history_tasks import report, reported
 from infra.commit import commit, write_file
-from infra.errors import AuditError, DataRefused
+from infra.errors import AuditError, EmptySplit
 from infra.lake import Lake
 from infra.tables import SEQUENCES
 
@@ -38,7 +38,7 @@ def build(
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Write the sequences as of run date `day` from its histories; returns table versions and rows per split.
 
-    Raises DataRefused when there is nothing to train on, AuditError when a row would know its future; nothing is
+    Raises EmptySplit when there is nothing to train on, AuditError when a row would know its future; nothing is
     committed then.
     """
     files = histories.files_of(lake, as_of, settings.buckets)
@@ -57,7 +57,7 @@ def build(
         _audit(file.partition["split"], facts, cut, file.path)
     rows = {split: sum(f.rows for f, _ in written if f.partition["split"] == split) for split in SPLITS}
     if not rows["train"]:
-        raise DataRefused(
+        raise EmptySplit(
             f"sequences: no user has two events to train on before {day}; check sequences.split and the dates"
         )
     version = commit(lake, SEQUENCES, [f for f, _ in written], replace={"as_of": [day]}, metadata=metadata)

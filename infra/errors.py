@@ -39,6 +39,10 @@ class DataRefused(Logs2RecError):
     exit_code = 3
 
 
+class EmptySplit(DataRefused):
+    """Nothing to train, validate or test on as of a run date: as on a log's first days."""
+
+
 class GateHeld(Logs2RecError):
     """The candidate was registered but not promoted."""
 

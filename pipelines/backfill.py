@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from infra.errors import DataRefused, Logs2RecError, UsageError
+from infra.errors import DataRefused, EmptySplit, Logs2RecError, UsageError
 from pipelines.context import MODEL_STAGES, Context, Step
 from pipelines.data import Data
 from pipelines.data_stages import run_data
@@ -25,7 +25,8 @@ def backfill(ctx: Context, first: str, last: str, stage: str | None, tell: Tell)
 
     With `ctx.rebuild` the units of `stage` (None: of all data stages) are made again for each of these days,
     published or not; that starts over when it is given again. Raises what the day that fails raises, with the
-    day in front; the days before it stay published.
+    day in front; the days before it stay published. A day without anything to train, validate or test on (a log's
+    first ones) is left out with a word, unless all of them are such.
     """
     if not ctx.contract.dated:
         raise UsageError(
@@ -42,13 +43,21 @@ def backfill(ctx: Context, first: str, last: str, stage: str | None, tell: Tell)
     if ctx.rebuild:
         _prepare(ctx, [d for d in known if d < days[0]])
         ctx.first = days[0]
-    data = {}
+    data: dict[str, Data] = {}
+    empty: EmptySplit | None = None
     for day in days:
-        with _day(ctx, day, tell):
-            data[day] = _data(ctx, stage)
+        try:
+            with _day(ctx, day, tell):
+                data[day] = _data(ctx, stage)
+        except EmptySplit as error:  # a log's first days have nothing in front of them
+            empty = error
+            ctx.only = None
+            ctx.progress.console.print(f"{error}; going on with the next day", markup=False)
+    if empty is not None and not data:
+        raise empty
     ctx.stop_spark()
     if stage in MODEL_STAGES:
-        for day in days:
+        for day in data:
             with _day(ctx, day, tell):
                 _models(ctx, data[day], stage)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from featurize import ingest, sources
@@ -133,7 +134,18 @@ def _plan(ctx: Context, files: Mapping[str, list[RawFile]]) -> _Plan:
             f"no raw file between {ctx.first} and {ctx.last} below {ctx.recipe.data}; check --from and --to"
         )
     known.check(kept)
+    _refuse_broken(kept)
     return _Plan(arrivals, published, pending, kept[-1] if kept else None, kept)
+
+
+def _refuse_broken(kept: Sequence[Published]) -> None:
+    """Every arrival that stays stands on the one before it as it is now; else a commit would put old rows back."""
+    for before, row in pairwise(kept):
+        if row.inputs["previous"] != before.key:
+            raise DataRefused(
+                f"arrival {row.date} was published on another state of {before.date}, which was ingested again since; "
+                f"run without --from, or from {row.date} on, with its raw files in place"
+            )
 
 
 def _reason(ctx: Context, pending: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from featurize import histories, samples, sequences, vocabularies
 from featurize.histories import AsOf, State
-from infra.errors import DataRefused
+from infra.errors import EmptySplit
 from infra.tables import HISTORIES, ITEMS, SEQUENCES
 from pipelines.context import Context
 from pipelines.data import Data
@@ -102,11 +102,11 @@ def build_samples(ctx: Context, data: Data) -> Mapping[str, int]:
 
 
 def _require_splits(stage: str, day: str, split: str, rows: Mapping[str, int]) -> None:
-    """Raise DataRefused, before anything is published, when there is nothing to validate or test on."""
+    """Raise EmptySplit, before anything is published, when there is nothing to validate or test on."""
     for part in ("valid", "test"):
         if not rows[part]:
             other = "leave_one_out" if stage == "sequences" else "per_user_ratio"
-            raise DataRefused(
+            raise EmptySplit(
                 f"{stage}: the {part} split of {day} is empty ({stage}.split is {split}); take another run date, "
                 f"or {stage}.split={other} for a small log"
             )

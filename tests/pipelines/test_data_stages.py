@@ -241,3 +241,24 @@ def test_a_refused_batch_publishes_nothing(spark: SparkSession, folder: Path) ->
     ctx, _ = data_run(folder, "w", until="events", last=DAYS[0])
     assert published(ctx) == [f"events {DAYS[0]}"]
     assert ctx.lake.version("events") == 1  # created, then one commit: nothing was left by the refused batch
+
+
+def test_a_later_arrival_never_puts_a_corrected_one_back(spark: SparkSession, folder: Path) -> None:
+    """The first arrival was corrected alone; whoever asks for a later one only would build on its former rows."""
+    data_run(folder, "w", until="events", last=DAYS[1])
+    with gzip.open(folder / "raw" / "events" / DAYS[0] / "part-9.jsonl.gz", "wt") as extra:
+        extra.write(
+            json.dumps({"event_id": "new", "user_id": "u1", "item_id": "i1", "time": 1767225600000, "event": "click"})
+        )
+    corrected, data = data_run(folder, "w", until="events", last=DAYS[0])
+    assert published(corrected) == [f"events {DAYS[0]}"]
+    with pytest.raises(DataRefused, match=f"{DAYS[1]} was published on another state of {DAYS[0]}"):
+        data_run(folder, "w", until="events", first=DAYS[2], last=DAYS[2])
+    whole, after = data_run(folder, "w", until="events", last=DAYS[2])
+    assert published(whole) == [f"events {day}" for day in DAYS[1:3]]
+    kept = {"arrival": DAYS[0]}
+    of_the_first = whole.lake.read("events", after.versions["events"], kept)["event_id"].to_pylist()
+    assert sorted(of_the_first) == sorted(
+        corrected.lake.read("events", data.versions["events"], kept)["event_id"].to_pylist()
+    )
+    assert "new" in of_the_first
