@@ -33,7 +33,7 @@ def recipe_in(folder: Path) -> Path:
     made = logs2rec("simulate", folder / "raw", "--users", 120, "--items", 40, "--days", 4, "--seed", 2)
     assert made.code == 0, made.stderr
     recipe = small_recipe(folder, ranking=None)
-    for stage in ("events", "vocabularies", "sequences"):
+    for stage in ("events", "vocabularies", "histories", "sequences"):
         done = logs2rec("stage", stage, "--config", recipe)
         assert done.code == 0, done.stderr
     return recipe
