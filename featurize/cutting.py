@@ -18,6 +18,7 @@ from featurize import merging
 from infra.tables import TIMESTAMP, UNKNOWN
 
 _DAY_US = 86400 * 10**6
+_INT32 = pa.int32()
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Pieces:
     starts: np.ndarray
     ends: np.ndarray
     held_out: Mapping[str, Held]
+    is_target: np.ndarray | None = None
+    """Of each of `items`, whether its event is of a target type; None: all of them."""
 
     def trained(self) -> np.ndarray:
         """The items of everybody's training part."""
@@ -86,7 +89,7 @@ class Pieces:
 def columns_of(cut: Cut) -> list[str]:
     """The columns of histories that a split needs; temporal takes the times from the files' footers."""
     if cut.split == "temporal":
-        return ["user", "items", "first_target", "first_target_ts"]
+        return ["user", "items", "is_target", "first_target", "first_target_ts"]
     return ["user", "items", "ts", "is_target"]
 
 
@@ -109,14 +112,21 @@ def _temporal(parts: Sequence[Part], cut: Cut) -> Pieces:
     for ds, table in parts:
         start = _start(ds)
         (past if start < cut.valid_start else valid if start < cut.test_start else test).append(table)
-    whole = merging.merged([*past, *valid], ["items"])
+    columns = _marked([*past, *valid])
+    whole = merging.merged([*past, *valid], columns)
     first = whole.ends - whole.counts.sum(axis=0)
     trained = whole.ends - whole.counts[len(past) :].sum(axis=0)
     held = {
         "valid": _of_day(valid, whole.users, first, trained, cut.cap),
         "test": _of_day(test, whole.users, first, whole.ends, cut.cap),
     }
-    return Pieces(whole.users, whole.columns["items"], np.maximum(first, trained - cut.cap), trained, held)
+    starts = np.maximum(first, trained - cut.cap)
+    return Pieces(whole.users, whole.columns["items"], starts, trained, held, whole.columns.get("is_target"))
+
+
+def _marked(tables: Sequence[pa.Table], *others: str) -> list[str]:
+    """The list columns to merge; is_target where not all events are."""
+    return ["items", *others, *(["is_target"] if all(map(merging.has_targets, tables)) else [])]
 
 
 def _of_day(tails: Sequence[pa.Table], users: pa.Array, first: np.ndarray, ends: np.ndarray, cap: int) -> Held:
@@ -137,12 +147,12 @@ def _of_day(tails: Sequence[pa.Table], users: pa.Array, first: np.ndarray, ends:
 
 def _positional(parts: Sequence[Part], cut: Cut, alive: np.ndarray | None) -> Pieces:
     tables = [table for _, table in parts]
-    marked = all(map(merging.has_targets, tables))
-    whole = merging.merged(tables, ["items", "ts", *(["is_target"] if marked else [])])
+    columns = _marked(tables, "ts")
+    whole = merging.merged(tables, columns)
     counts = whole.counts.sum(axis=0)
     starts, ends = np.maximum(whole.ends - counts, whole.ends - cut.cap), whole.ends
     items, ts = whole.columns["items"].astype(np.int32), whole.columns["ts"]
-    is_target = whole.columns["is_target"] if marked else np.ones(len(items), bool)
+    is_target = whole.columns["is_target"] if "is_target" in columns else np.ones(len(items), bool)
     if alive is not None:
         kept = in_core(items, starts, ends, alive, cut.k_core or 0)
         items, ts, is_target = items[kept], ts[kept], is_target[kept]
@@ -164,7 +174,7 @@ def _positional(parts: Sequence[Part], cut: Cut, alive: np.ndarray | None) -> Pi
     backwards = np.flatnonzero(np.diff(ts) < 0) + 1
     if len(np.setdiff1d(backwards, ends)):  # a history that is not in order of time hides what lies behind a target
         held = {split: replace(rows, late=len(rows.rows)) for split, rows in held.items()}
-    return Pieces(whole.users, items, starts, trained, held)
+    return Pieces(whole.users, items, starts, trained, held, is_target if "is_target" in columns else None)
 
 
 def in_core(items: np.ndarray, starts: np.ndarray, ends: np.ndarray, alive: np.ndarray, k: int) -> np.ndarray:
@@ -210,7 +220,11 @@ def train_table(cut: Pieces, length: int) -> pa.Table:
     behind = np.repeat(np.cumsum(chunks), chunks) - 1 - np.arange(len(user))
     ends = cut.ends[user] - behind * size
     starts = np.maximum(cut.starts[user], ends - size)
-    rows = {"user": cut.users.take(pa.array(user)), "items": _lists(cut.items, starts, ends)}
+    is_target = pa.nulls(len(user), pa.list_(pa.bool_()))
+    if cut.is_target is not None:
+        is_target = _lists(cut.is_target, starts, ends, pa.bool_())
+    items = _lists(cut.items, starts, ends)
+    rows = {"user": cut.users.take(pa.array(user)), "items": items, "is_target": is_target}
     nothing = {"target": pa.int32(), "target_ts": TIMESTAMP, "target_known": pa.bool_()}
     return pa.table(rows | {name: pa.nulls(len(user), kind) for name, kind in nothing.items()})
 
@@ -223,6 +237,7 @@ def held_table(cut: Pieces, split: str, seen: np.ndarray) -> pa.Table:
         {
             "user": cut.users.take(pa.array(held.rows)),
             "items": _lists(cut.items, held.starts, held.ends),
+            "is_target": pa.nulls(len(held.rows), pa.list_(pa.bool_())),
             "target": pa.array(held.target, pa.int32()),
             "target_ts": pa.array(held.target_ts, TIMESTAMP),
             "target_known": pa.array(known, pa.bool_()),
@@ -230,10 +245,10 @@ def held_table(cut: Pieces, split: str, seen: np.ndarray) -> pa.Table:
     )
 
 
-def _lists(items: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> pa.Array:
+def _lists(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType = _INT32) -> pa.Array:
     lengths = ends - starts
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(items[merging.ranges(starts, lengths)], pa.int32()))
+    return pa.ListArray.from_arrays(offsets, pa.array(values[merging.ranges(starts, lengths)], kind))
 
 
 def read(files: Sequence[tuple[str, str]], columns: Sequence[str]) -> list[Part]:

@@ -76,7 +76,7 @@ def ingest(
     of the `introduced` fields somewhere (of all fields if it is the first). With `renew`, an events table whose
     columns cannot become the contract's starts anew with these.
 
-    Raises DataRefused when a column is missing, when more than rules.max_bad_share of the rows are bad, or when
+    Raises DataRefused when a column is missing, when more than rules.max_bad_share of an arrival is bad, or when
     a file vanished or changed meanwhile; UsageError when the table was written under other keys; AuditError when
     the rows do not add up; SchemaChanged when the table's columns cannot become those of the contract. Nothing
     is committed then.
@@ -94,11 +94,12 @@ def ingest(
     marked = duplicates.mark(spark, lake, contract, parsed, known, arrivals).persist()
     try:
         account, reasons = _account(marked, parsed, files)
-        _refuse_if_bad(contract, account, sum(reasons.values(), Counter()))
+        _refuse_if_bad(contract, files, account, reasons)
         expected = introduced if prior is not None else [f.name for f in contract.fields_from("log")]
         _refuse_absent_fields(contract, expected, parsed)
-        refuse_changed(root, files)
+        refuse_changed(root, files)  # before the job that writes, and behind it: nothing is committed before
         written = _write(lake, contract, parsed, marked)
+        refuse_changed(root, files)
     except Exception:  # a task that failed over and over may have found no file
         refuse_changed(root, files)
         raise
@@ -120,6 +121,12 @@ def ingest(
     by_arrival = {a: dict(sorted(c.items())) for a, c in reasons.items()}
     last_day = max((f.partition["ds"] for f in written[events]), default="")
     return Ingested(versions, _by_arrival(files, account), by_arrival, last_day, perf_counter() - started)
+
+
+def check_sides(contract: Contract, root: Path, keys: UserKeys | None = None) -> None:
+    """Raise DataRefused when a side file cannot be read whole; writes nothing."""
+    for of in ("user", "item"):
+        side_table(contract, root, of, keys if contract.personal else None)
 
 
 def ingest_sides(
@@ -223,19 +230,27 @@ def _account(
     return account, reasons
 
 
-def _refuse_if_bad(contract: Contract, account: dict[str, Counter[str]], reasons: Counter[str]) -> None:
-    total, bad = sum(c["rows"] for c in account.values()), reasons.total()
-    if total == 0:
+def _refuse_if_bad(
+    contract: Contract,
+    files: Sequence[RawFile],
+    account: dict[str, Counter[str]],
+    reasons: dict[str, Counter[str]],
+) -> None:
+    """Every arrival is judged by itself, so that a day is refused together with others as it would be alone."""
+    if not any(c["rows"] for c in account.values()):
         raise DataRefused(
             f"the batch holds no row in {len(account)} file(s): {', '.join(sorted(account)[:3])}; nothing was published"
         )
-    if bad > contract.rules.max_bad_share * total:
-        worst = max(account, key=lambda f: account[f]["quarantined"])
-        raise DataRefused(
-            f"{bad} of {total} rows are bad ({bad / total:.1%}; "
-            f"rules.max_bad_share is {contract.rules.max_bad_share:.0%}): "
-            f"{', '.join(f'{r} {n}' for r, n in reasons.most_common(4))}; most in {worst}; nothing was published"
-        )
+    for arrival, found in sorted(reasons.items()):
+        of_arrival = {f.path: account[f.path] for f in files if f.arrival == arrival}
+        total, bad = sum(c["rows"] for c in of_arrival.values()), found.total()
+        if bad > contract.rules.max_bad_share * total:
+            worst = max(of_arrival, key=lambda f: of_arrival[f]["quarantined"])
+            raise DataRefused(
+                f"arrival {arrival}: {bad} of {total} rows are bad ({bad / total:.1%}; "
+                f"rules.max_bad_share is {contract.rules.max_bad_share:.0%}): "
+                f"{', '.join(f'{r} {n}' for r, n in found.most_common(4))}; most in {worst}; nothing was published"
+            )
 
 
 def _audit(account: dict[str, Counter[str]], events: Sequence[DataFile], quarantine: Sequence[DataFile]) -> None:

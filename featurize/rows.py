@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # executors have no pydantic
     from featurize.contract import Contract, FeatureField
 
 BLOCK_ROWS = 8192
+BLOCK_BYTES = 64 << 20
+"""Raw bytes in a block: with the longest lines a block of rows would pass what an Arrow column can hold."""
 RAW_LIMIT = 4096
 MAX_ID_BYTES = 1 << 16
 """A longer id (in UTF-8) is a mistake of whoever logged it; 4 KB ids have been seen and are kept."""
@@ -243,7 +245,9 @@ def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
     The report carries the number of rows read as `lines`, and as `detail` the JSON list of those field
     columns that no record had at all.
     """
-    parser, schema, block, count = RowParser(plan, split.arrival), plan.schema, [], 0
+    parser, schema, count = RowParser(plan, split.arrival), plan.schema, 0
+    block: list[dict[str, Any]] = []
+    held = 0
     absent = {column for _, _, column, _ in plan.fields}
     for position, raw, record in read_split(split, plan.format, plan.delimiter, plan.max_line_bytes, plan.columns):
         count += 1
@@ -261,9 +265,10 @@ def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
             }
         row["arrival"], row["file"], row["position"] = split.arrival, split.file, position
         block.append(row)
-        if len(block) >= BLOCK_ROWS:
+        held += len(raw)
+        if len(block) >= BLOCK_ROWS or held >= BLOCK_BYTES:
             yield pa.RecordBatch.from_pylist(block, schema=schema)
-            block = []
+            block, held = [], 0
     report = {"lines": count, "detail": json.dumps(sorted(absent))}
     block.append({"arrival": split.arrival, "file": split.file, "position": split.start, **report})
     yield pa.RecordBatch.from_pylist(block, schema=schema)

@@ -1,8 +1,8 @@
 """Raw bytes to records: lines with their positions, and JSON, csv or Parquet records.
 
-Runs in Spark tasks: standard library and pyarrow only (zstandard for `.zst` files). A row is a physical
-line: a quoted csv cell cannot hold a line break. No line is held whole beyond a limit. A JSON object that
-repeats a key which is read is refused, because two readers would take two values; of another key the last counts.
+Runs in Spark tasks: standard library and pyarrow only. A row is a physical line: a quoted csv cell cannot hold a
+line break. No line is held whole beyond a limit. A JSON object that repeats a key which is read is refused, because
+two readers would take two values; of another key the last counts.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ DAMAGED = (EOFError, gzip.BadGzipFile, zlib.error)
 
 _BOM = b"\xef\xbb\xbf"
 _SKIPPED = 1 << 16  # bytes at a time of what is not kept
-_CHUNK = 128  # bytes of zstd at a time: four of them can hold 128 KB of zeros, and these are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -58,46 +57,24 @@ def open_stream(location: str) -> io.BufferedIOBase:
 
 
 class _ZstdStream(io.RawIOBase):
-    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError.
-
-    zstandard's own stream_reader takes the end of a cut file for the end of the content.
-    """
+    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError."""
 
     def __init__(self, location: str) -> None:
-        import zstandard
-
-        self._decompressor, self._error = zstandard.ZstdDecompressor(), zstandard.ZstdError
-        self._file = open(location, "rb")  # noqa: SIM115  (closed by close)
-        self._frame: Any = None
-        self._input, self._output = b"", memoryview(b"")
+        self._stream = pa.CompressedInputStream(open(location, "rb"), "zstd")  # noqa: SIM115  (closed by close)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
-        while not self._output:
-            if not self._refill():
-                return 0
-        size = min(len(target), len(self._output))
-        target[:size], self._output = self._output[:size], self._output[size:]
-        return size
-
-    def _refill(self) -> bool:
-        chunk = self._input or self._file.read(_CHUNK)
-        if not chunk:
-            if self._frame is not None:
-                raise EOFError("the last frame is cut")
-            return False
-        frame = self._frame or self._decompressor.decompressobj()
         try:
-            self._output = memoryview(frame.decompress(chunk))
-        except self._error as error:
+            return self._stream.readinto(target)
+        except OSError as error:
+            if error.errno is not None:  # the disk's, not the content's
+                raise
             raise EOFError(str(error)) from None
-        self._frame, self._input = (None, frame.unused_data) if frame.eof else (frame, b"")
-        return True
 
     def close(self) -> None:
-        self._file.close()
+        self._stream.close()
         super().close()
 
 

@@ -206,6 +206,12 @@ SEQUENCES = Table(
             pa.list_(pa.int32()),
             "train: a chunk of at most L+1 events; else the history before the target; oldest first",
         ),
+        Column(
+            "is_target",
+            pa.list_(pa.bool_()),
+            "train: which of these are of a target type, hence to be predicted; null: all of them",
+            True,
+        ),
         Column("target", pa.int32(), "valid and test: the item to find", True),
         Column("target_ts", TIMESTAMP, "time of the target", True),
         Column(

@@ -38,11 +38,12 @@ def events(ctx: Context) -> Data:
             plan = _plan(ctx, files)  # whoever held the lock before may have published some
     for row in plan.published:
         ctx.done(row, "skipped")
-    sides = _sides(ctx, plan.arrivals[-1])  # first: a side file that cannot be read costs no Spark job
     previous = plan.previous
     if plan.pending:
+        ingest.check_sides(ctx.contract, ctx.recipe.data, keys_of(ctx))  # one that cannot be read costs no Spark job
         previous = _ingest(ctx, files, plan, previous)
     assert previous is not None
+    sides = _sides(ctx, plan.arrivals[-1])  # behind the log: of a batch that is refused nothing is published
     day = plan.arrivals[-1] if ctx.contract.dated else str(previous.report["last_day"])
     versions = {t: int(v) for t, v in previous.outputs.items()}
     return Data({**versions, **sides}, tuple(plan.arrivals), day)

@@ -33,9 +33,6 @@ ABSENT = {m for m, names in packages_distributions().items() if not THERE & {*ma
 ABSENT -= set(PACKAGES)
 """Whatever else is installed here."""
 
-PER_FORMAT = {"featurize/streams.py": {"zstandard"}}
-"""Imported once a file of that kind is met: who has `.zst` logs has it on the executors too."""
-
 LOAD = """
 import json, sys
 sys.path.insert(0, {root!r})
@@ -125,4 +122,4 @@ def test_executors_need_only_pyspark_pyarrow_and_deltalake(module: str) -> None:
     assert done.returncode == 0, done.stderr[-1500:]
     loaded = [_file(name) for name in json.loads(done.stdout) if name.partition(".")[0] in PACKAGES]
     later = {str(p.relative_to(ROOT)): set(imported(tree_of(p))) & ABSENT for p in loaded if p.is_file()}
-    assert not {name: names for name, names in later.items() if names - PER_FORMAT.get(name, set())}
+    assert not {name: names for name, names in later.items() if names}

@@ -83,6 +83,8 @@ class SequenceData:
     """One split of `sequences`. `target_N` is None for training chunks, which are their own targets."""
 
     items: Ragged
+    next_items: Ragged
+    """`items`, with 0 in the place of those that are not to be predicted (context events)."""
     target_N: Ints | None
     known_N: NDArray[np.bool_] | None
     """The target's item has an event before the cut; if not it is a miss."""
@@ -97,18 +99,19 @@ class SequenceData:
         Training chunks without a single target (fewer than two events, or nothing known to predict) are
         left out. Raises TrainingError when no row is left.
         """
-        columns = ["user", "items", "target", "target_ts", "target_known"]
+        columns = ["user", "items", "is_target", "target", "target_ts", "target_known"]
         table = lake.read("sequences", version, {"as_of": as_of, "split": split}, columns)
         table = _in_own_order(table, ["user", "target_ts"], Ragged.from_arrow(table["items"]).fingerprints())
         items = Ragged.from_arrow(table["items"])
         if split == "train":
-            kept = _targets_per_row(items, max_length) > 0
+            kept = _targets_per_row(predicted(table), max_length) > 0
             table = table.filter(pa.array(kept))
-            data = cls(Ragged.from_arrow(table["items"]), None, None, _users(table), max_length)
+            items = Ragged.from_arrow(table["items"])
+            data = cls(items, predicted(table), None, None, _users(table), max_length)
         else:
             known = pc.fill_null(table["target_known"], False).to_numpy()
             target = pc.fill_null(table["target"], 0).to_numpy().astype(np.int64)
-            data = cls(items, target, known & (target >= FIRST_INDEX), _users(table), max_length)
+            data = cls(items, items, target, known & (target >= FIRST_INDEX), _users(table), max_length)
         _require_rows(len(data), "sequences", version, as_of, split)
         return data
 
@@ -118,15 +121,15 @@ class SequenceData:
     def batch(self, rows_B: Ints) -> SequenceBatch:
         """The rows, left-padded to the longest of them.
 
-        Training: the targets are the items one position later; none at padding and none that is unknown
-        to the vocabulary. Evaluation: the latest `max_length` events and no targets.
+        Training: the targets are the items one position later; none at padding, none that is unknown to the
+        vocabulary, and none of a context event. Evaluation: the latest `max_length` events and no targets.
         """
         if self.target_N is not None:
             items_BL = torch.from_numpy(self.items.left_padded(rows_B, self.max_length))
             return SequenceBatch(items_BL, items_BL.new_zeros(len(rows_B), 0))
         longest = None if self.max_length is None else self.max_length + 1
-        chunk_BL = torch.from_numpy(self.items.left_padded(rows_B, longest))
-        items_BL, next_BL = chunk_BL[:, :-1], chunk_BL[:, 1:]
+        items_BL = torch.from_numpy(self.items.left_padded(rows_B, longest))[:, :-1]
+        next_BL = torch.from_numpy(self.next_items.left_padded(rows_B, longest))[:, 1:]
         is_target_BL = (items_BL != 0) & (next_BL >= FIRST_INDEX)
         return SequenceBatch(items_BL.contiguous(), next_BL * is_target_BL)
 
@@ -274,15 +277,24 @@ def _users(table: pa.Table) -> NDArray[np.object_]:
     return np.asarray(table["user"].to_pylist(), dtype=object)
 
 
-def _targets_per_row(items: Ragged, max_length: int | None) -> Ints:
+def predicted(table: pa.Table) -> Ragged:
+    """The items of training chunks, with 0 in the place of those whose event is not of a target type."""
+    items = Ragged.from_arrow(table["items"])
+    told = np.repeat(table["is_target"].is_valid().to_numpy(), items.lengths)
+    is_target = np.ones(len(items.values), np.int32)
+    is_target[told] = pc.list_flatten(table["is_target"]).to_numpy(zero_copy_only=False)
+    return Ragged(items.values * is_target, items.offsets)
+
+
+def _targets_per_row(chunks: Ragged, max_length: int | None) -> Ints:
     """How many targets a training batch shows of each row."""
-    place_from_end = np.repeat(items.offsets[1:], items.lengths) - np.arange(len(items.values))
-    place = np.arange(len(items.values)) - np.repeat(items.offsets[:-1], items.lengths)
-    is_target = (items.values >= FIRST_INDEX) & (place > 0)
+    place_from_end = np.repeat(chunks.offsets[1:], chunks.lengths) - np.arange(len(chunks.values))
+    place = np.arange(len(chunks.values)) - np.repeat(chunks.offsets[:-1], chunks.lengths)
+    is_target = (chunks.values >= FIRST_INDEX) & (place > 0)
     if max_length is not None:
         is_target &= place_from_end <= max_length
     total = np.concatenate([[0], np.cumsum(is_target)])
-    return total[items.offsets[1:]] - total[items.offsets[:-1]]
+    return total[chunks.offsets[1:]] - total[chunks.offsets[:-1]]
 
 
 def _in_own_order(table: pa.Table, keys: list[str], tie: NDArray[np.uint64] | None) -> pa.Table:

@@ -28,7 +28,7 @@ from infra.tables import FIRST_INDEX
 from train import artifact, checkpoint
 from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, PopularityConfig
-from train.loader import Ragged, SequenceData, read_fields
+from train.loader import SequenceData, predicted, read_fields
 from train.loop import Job, train_worker
 from train.models.popularity import PopularityModel
 from train.settings import TrainingSettings
@@ -282,12 +282,12 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
 
 
 def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[str, Any]:
-    """Popularity needs no worker: one count over the items of all training chunks (a lone event is in none)."""
+    """Popularity needs no worker: one count over what all training chunks have to predict (a lone event is in none)."""
     started = time.perf_counter()
     lake, version = Lake(request.lake), request.versions["sequences"]
     valid = SequenceData.from_lake(lake, version, request.as_of, "valid")
-    table = lake.read("sequences", version, {"as_of": request.as_of, "split": "train"}, ["items"])
-    events = Ragged.from_arrow(table["items"]).values
+    table = lake.read("sequences", version, {"as_of": request.as_of, "split": "train"}, ["items", "is_target"])
+    events = predicted(table).values
     catalogue = _catalogue(request)
     assert catalogue is not None
     if len(events) == 0 or events.max() >= catalogue:

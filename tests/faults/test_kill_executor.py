@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import subprocess
 import time
@@ -12,9 +11,9 @@ import psutil
 import pytest
 
 from featurize.simulate import simulate
-from tests.faults.test_kill import REPETITIONS, SEED
+from tests.faults.disturbance import REPETITIONS, drawn, fresh
 from tests.featurize.submitting import Place, ledger_of, tables_of
-from tests.pipelines.commands import logs2rec, small_recipe
+from tests.pipelines.commands import logs2rec
 
 pytestmark = pytest.mark.fault
 
@@ -40,12 +39,6 @@ def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = logs2rec("stage", "events", "--config", recipe)
     assert done.code == 0, done.stderr
     return recipe.parent / "workspace"
-
-
-def fresh(folder: Path, raw: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "raw").symlink_to(raw)
-    return small_recipe(folder)
 
 
 def at_work(job: subprocess.Popen[bytes], place: Place) -> tuple[psutil.Process, psutil.Process]:
@@ -74,7 +67,7 @@ def test_killed_while_a_task_runs(
     job = place.start(CLUSTER, "events", "--config", recipe)
     try:
         executor, worker = at_work(job, place)
-        time.sleep(random.Random(SEED + repetition).uniform(0.0, 0.2))  # its first task loads our packages that long
+        time.sleep(drawn(repetition, victim).uniform(0.0, 0.2))  # its first task loads our packages that long
         (executor if victim == "executor" else worker).send_signal(signal.SIGKILL)
     finally:
         done = place.finish(job)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.faults.test_kill import rows_of
-from tests.pipelines.commands import logs2rec, small_recipe
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, rows_of
+from tests.pipelines.commands import logs2rec
 
 pytestmark = pytest.mark.fault
 
 STAGES = ("events", "vocabularies", "histories", "sequences", "samples")
-
-
-def stage(recipe: Path, name: str, *more: str) -> None:
-    done = logs2rec("stage", name, "--config", recipe, *more)
-    assert done.code == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -27,31 +22,37 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fresh(folder: Path, raw: Path, **spark: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "raw").symlink_to(raw)
-    return small_recipe(folder, spark={"shuffle_partitions": 2, **spark})
-
-
 @pytest.fixture(scope="module")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    recipe = fresh(tmp_path_factory.mktemp("undisturbed") / "run", raw)
-    for name in STAGES:
-        stage(recipe, name)
-    return rows_of(recipe.parent / "workspace")
+def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the workspace that each stage leaves, under the stage's name."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    recipe = fresh(folder / "run", raw)
+    for stage in STAGES:
+        done = logs2rec("stage", stage, "--config", recipe)
+        assert done.code == 0, done.stderr
+        shutil.copytree(recipe.parent / "workspace", folder / stage)
+    return folder
 
 
-@pytest.mark.parametrize("table", ["events", "histories", "sequences", "samples"])
+@pytest.mark.parametrize("repetition", range(REPETITIONS))
+@pytest.mark.parametrize("stage", ["events", "histories", "sequences", "samples"])
 def test_killed_in_the_middle_of_a_file(
-    raw: Path, undisturbed: dict[str, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: str
+    raw: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, repetition: int
 ) -> None:
-    marker = tmp_path / "killed"
-    monkeypatch.setenv("FAULT_TABLE", table)
+    daemon = {"spark.python.daemon.module": "tests.faults.dying_worker"}
+    recipe = fresh(tmp_path / "run", raw, spark={"shuffle_partitions": 2, "conf": daemon})
+    workspace = recipe.parent / "workspace"
+    if stage != STAGES[0]:
+        shutil.copytree(undisturbed / STAGES[STAGES.index(stage) - 1], workspace)
+    chance, marker = drawn(repetition, stage), tmp_path / "file"
+    file, share = chance.randrange(2), chance.uniform(0.05, 0.95)
+    monkeypatch.setenv("FAULT_TABLE", stage)
     monkeypatch.setenv("FAULT_MARKER", str(marker))
-    recipe = fresh(tmp_path / "run", raw, conf={"spark.python.daemon.module": "tests.faults.dying_worker"})
-    for name in STAGES:
-        stage(recipe, name)
-    assert marker.exists(), "no task wrote a file of that table: nothing was killed"
-    assert rows_of(recipe.parent / "workspace") == undisturbed
-    files = (recipe.parent / "workspace" / "lake" / table).rglob("*.parquet")
-    assert any(f.read_bytes()[-4:] != b"PAR1" for f in files), "the first try left no half of a file"
+    monkeypatch.setenv("FAULT_FILE", str(file))
+    monkeypatch.setenv("FAULT_SHARE", str(share))
+    done = logs2rec("stage", stage, "--config", recipe)
+    assert done.code == 0, done.stderr
+    assert marker.with_name(f"file{file}").exists(), "no task wrote that file of the table: nothing was killed"
+    assert rows_of(workspace) == rows_of(undisturbed / stage)
+    files = (workspace / "lake" / stage).rglob("*.parquet")
+    assert any(f.read_bytes()[-4:] != b"PAR1" for f in files), "the first try left no part of a file"

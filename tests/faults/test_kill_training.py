@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import random
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.pipelines.commands import ROOT, logs2rec, small_recipe
+from tests.faults.disturbance import REPETITIONS, drawn, kill_family, started
+from tests.pipelines.commands import logs2rec, small_recipe
 
 pytestmark = pytest.mark.fault
 
-REPETITIONS = int(os.environ.get("FAULT_REPETITIONS", "1"))
-SEED = int(os.environ.get("FAULT_SEED", "20261121"))
 #: Long enough to be hit in the middle, with a checkpoint in every epoch.
 TRAINING = [
     "--set",
@@ -54,9 +49,8 @@ def test_killed_while_training(tmp_path: Path, repetition: int) -> None:
     done = logs2rec("stage", "train", "--config", recipe, *TRAINING, "--set", f"workspace={undisturbed}")
     assert done.code == 0, done.stderr
 
-    command = [sys.executable, "-m", "pipelines.cli", "stage", "train", "--config", str(recipe), *TRAINING]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    after = random.Random(SEED + repetition).randint(2, 20)
+    process = started("stage", "train", "--config", recipe, *TRAINING)
+    after = drawn(repetition).randint(2, 20)
     progress = tmp_path / "workspace" / "training"
     deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
@@ -65,10 +59,7 @@ def test_killed_while_training(tmp_path: Path, repetition: int) -> None:
             break
         time.sleep(0.05)
     assert process.poll() is None, "training ended before it could be killed"
-    for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        if member.is_running():
-            member.kill()
-    process.wait()
+    kill_family(process)
     assert not list((tmp_path / "workspace" / "artifacts").glob("retrieval-adrec-*/MANIFEST.json"))
 
     again = logs2rec("stage", "train", "--config", recipe, *TRAINING, "--json")

@@ -66,7 +66,12 @@ def of(
         )
         parts.append((str(date(1970, 1, 1) + timedelta(days=day)), merging.grouped(events_, cap)))
     cuts = cutting.pieces(parts, Cut.of(split, TODAY, length, cap, shares))
-    out: dict[str, Any] = {"train": [letters(r) for r in cutting.train_table(cuts, length)["items"].to_pylist()]}
+    chunks = cutting.train_table(cuts, length)
+    out: dict[str, Any] = {"train": [letters(r) for r in chunks["items"].to_pylist()]}
+    if not targets.all():  # the letters as given: none is twice in these
+        shown = [c for c in history if c.lower() in "".join(out["train"])]
+        marks = [m for row in chunks["is_target"].to_pylist() for m in row]
+        assert sorted(zip("".join(out["train"]), marks, strict=True)) == sorted((c.lower(), c.islower()) for c in shown)
     for name in ("valid", "test"):
         assert cuts.held_out[name].late == 0
         for row in cutting.held_table(cuts, name, cutting.marked(items)).to_pylist():

@@ -19,9 +19,18 @@ AS_OF = "2024-03-02"
 TS = datetime(2024, 3, 1, tzinfo=UTC)
 
 
-def write_sequences(root: Path, train: list[list[int]], valid: list[tuple[list[int], int, bool]]) -> Lake:
-    """A `sequences` table whose users are numbered in the order given."""
-    rows = [{"as_of": AS_OF, "split": "train", "user": f"u{i:04d}", "items": items} for i, items in enumerate(train)]
+def write_sequences(
+    root: Path,
+    train: list[list[int]],
+    valid: list[tuple[list[int], int, bool]],
+    is_target: dict[int, list[bool]] | None = None,
+) -> Lake:
+    """A `sequences` table whose users are numbered in the order given; `is_target` of some of the training rows."""
+    marks = is_target or {}
+    rows = [
+        {"as_of": AS_OF, "split": "train", "user": f"u{i:04d}", "items": items, "is_target": marks.get(i)}
+        for i, items in enumerate(train)
+    ]
     rows += [
         {
             "as_of": AS_OF, "split": "valid", "user": f"u{i:04d}", "items": items,
@@ -105,6 +114,14 @@ class TestSequenceData:
         assert len(SequenceData.from_lake(lake, 0, AS_OF, "train")) == 2
         capped = SequenceData.from_lake(lake, 0, AS_OF, "train", max_length=2)
         assert capped.batch(np.arange(len(capped))).items_BL.tolist() == [[4]]
+
+    def test_context_events_are_seen_and_not_predicted(self, tmp_path):
+        marks = {0: [True, False, True, True], 1: [True, False], 2: [False, True, False]}
+        lake = write_sequences(tmp_path, [[2, 3, 4, 5], [6, 7], [3, 5, 4], [8, 9]], [], marks)
+        data = SequenceData.from_lake(lake, 0, AS_OF, "train")
+        batch = data.batch(np.arange(len(data)))  # of row 1 nothing is left to predict; row 3 is as ever
+        assert batch.items_BL.tolist() == [[2, 3, 4], [0, 3, 5], [0, 0, 8]]
+        assert batch.targets_BL.tolist() == [[0, 4, 5], [0, 5, 0], [0, 0, 9]]
 
     def test_evaluation(self, tmp_path):
         lake = write_sequences(tmp_path, [], [([2, 3, 4], 5, True), ([], 6, True), ([7], 8, False), ([7], 1, True)])

@@ -72,7 +72,9 @@ class ADRec(nn.Module):
         """0.5 * (CE + mse_weight * MSE), both of x0_hat (papers.md 2.3)."""
         items_BL, targets_BL = self._cut(batch)
         real_BL = items_BL != PADDING
-        x0_BLD = self.items(targets_BL)
+        # What follows a position stands there clean where it is no target, as it will when it is history.
+        next_BL = torch.cat([items_BL[:, 1:], targets_BL[:, -1:]], dim=1) * real_BL
+        x0_BLD = self.items(next_BL)
         x_t_BLD, t_BL = self._noised(x0_BLD, targets_BL, generator)
         c_BLD = self.cam(self.items(items_BL), real_BL)
         x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, real_BL)

@@ -1,0 +1,99 @@
+"""SIGKILL of the commands that make again what is published, at any moment; then the same command again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, kill_family, rows_of, started
+from tests.pipelines.commands import RECIPES, logs2rec
+
+pytestmark = pytest.mark.fault
+
+COMMANDS = {
+    "backfill": ["backfill", "--from", "2026-01-02", "--to", "2026-01-04", "--stage", "sequences"],
+    "rebuild": ["stage", "events", "--rebuild"],
+    "rekey": ["rekey"],
+}
+KEYS = "the first key of this log\n", "the second key of this log\n"
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A workspace as a command finds it, what it leaves there if nobody disturbs it, and how long that takes."""
+
+    before: Path
+    after: dict[str, list[str]]
+    seconds: float
+
+
+def place(folder: Path, raw: Path, keys: str) -> Path:
+    """A recipe whose contract calls the users personal."""
+    recipe = fresh(folder, raw, contract="contract.yaml", pseudonyms={"key_file": str(folder / "key")})
+    contract = yaml.safe_load((RECIPES / "contracts" / "simulator.yaml").read_text())
+    (folder / "contract.yaml").write_text(yaml.safe_dump({**contract, "personal": True}))
+    (folder / "key").write_text(keys)
+    (folder / "key").chmod(0o600)
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "raw"
+    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first_day(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace that one day is published in, up to the sequences."""
+    recipe = place(tmp_path_factory.mktemp("first") / "run", raw, KEYS[0])
+    done = logs2rec(
+        "backfill", "--config", recipe, "--from", "2026-01-01", "--to", "2026-01-02", "--stage", "sequences"
+    )
+    assert done.code == 0, done.stderr
+    return recipe.parent / "workspace"
+
+
+def published(workspace: Path) -> dict[str, list[str]]:
+    """Rows of all tables and the units in the ledger; one that was made again twice is there twice."""
+    rows = rows_of(workspace)
+    return {**rows, "runs": sorted(set(rows["runs"]))}
+
+
+def prepared(folder: Path, raw: Path, before: Path, command: str) -> Path:
+    recipe = place(folder, raw, "".join(KEYS) if command == "rekey" else KEYS[0])
+    shutil.copytree(before, folder / "workspace")
+    return recipe
+
+
+@pytest.fixture(scope="module", params=COMMANDS)
+def command(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: str, raw: Path, first_day: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    recipe = prepared(tmp_path_factory.mktemp(command) / "run", raw, first_day, command)
+    started_at = time.monotonic()
+    done = logs2rec(*COMMANDS[command], "--config", recipe)
+    assert done.code == 0, done.stderr
+    return Undisturbed(first_day, published(recipe.parent / "workspace"), time.monotonic() - started_at)
+
+
+@pytest.mark.parametrize("repetition", range(REPETITIONS))
+def test_killed_at_any_moment(
+    command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path, repetition: int
+) -> None:
+    recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
+    process = started(*COMMANDS[command], "--config", recipe)
+    time.sleep(drawn(repetition, command).uniform(0.1, 0.95) * undisturbed.seconds)
+    kill_family(process)
+    again = logs2rec(*COMMANDS[command], "--config", recipe)
+    assert again.code == 0, again.stderr
+    assert published(recipe.parent / "workspace") == undisturbed.after
