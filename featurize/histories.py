@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 EVENTS_PER_TASK = 2 << 20
 """Events that one task groups before the shuffle; a day with more is shared by several tasks."""
 
+KEPT_BASES = 2
+"""Bases that stay when a new one is made: the newest, and the one before it for a run date that comes again."""
+
 
 @dataclass(frozen=True)
 class State:
@@ -146,6 +149,8 @@ def build(
         version = job.commit(merged, {"ds": [plan.new_base], "kind": ["base"]})
         as_of = AsOf(version, plan.new_base, tuple(t for t in plan.tails if t > plan.new_base))
     after = _state_after(plan, valid, log.fingerprints(), version, replaced)
+    if plan.full or plan.new_base is not None:
+        after = job.drop_superseded(after, as_of)
     report = {"full": plan.full, "base": as_of.base, "built": list(plan.tails if plan.full else plan.stale)}
     return Built(as_of, after, {**report, "tails": list(as_of.tails), "files": job.written, "state": asdict(after)})
 
@@ -272,6 +277,19 @@ class _Job:
             _audit(file, times)
         self.written += len(reports)
         return commit(self.lake, HISTORIES, [f for f, _ in reports], replace=replace, metadata=self.metadata)
+
+    def drop_superseded(self, state: State, as_of: AsOf) -> State:
+        """Let go of the days before the bases that are kept; older run dates, if asked for, are built in full.
+
+        `as_of` stays readable: its version is pinned, and a vacuum leaves what is younger than --keep-days.
+        """
+        oldest = min(as_of.base, *sorted(state.bases)[-KEPT_BASES:])
+        days = self.lake.partitions(HISTORIES.name, state.version or 0, "ds")
+        if not (old := [ds for ds in days if ds < oldest]):
+            return state
+        version = commit(self.lake, HISTORIES, [], replace={"ds": old}, metadata=self.metadata)
+        bases = {ds: made_from for ds, made_from in state.bases.items() if ds >= oldest}
+        return State(state.content, version, bases, {ds: f for ds, f in state.tails.items() if ds >= oldest})
 
 
 def _audit(file: DataFile, times: Mapping[str, int]) -> None:

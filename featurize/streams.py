@@ -57,21 +57,38 @@ def open_stream(location: str) -> io.BufferedIOBase:
 
 
 class _ZstdStream(io.RawIOBase):
-    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError."""
+    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError behind all that precedes it.
+
+    Arrow gives nothing of a call in which it meets damage. So the stream starts again there, and goes byte by byte.
+    """
 
     def __init__(self, location: str) -> None:
-        self._stream = pa.CompressedInputStream(open(location, "rb"), "zstd")  # noqa: SIM115  (closed by close)
+        self._location, self._place, self._damaged = location, 0, False
+        self._stream = self._opened()
+
+    def _opened(self) -> pa.CompressedInputStream:
+        stream = pa.CompressedInputStream(open(self._location, "rb"), "zstd")  # noqa: SIM115  (closed by close)
+        for start in range(0, self._place, _SKIPPED):
+            stream.read(min(self._place - start, _SKIPPED))
+        return stream
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, target: Any) -> int:
         try:
-            return self._stream.readinto(target)
+            count = self._stream.readinto(memoryview(target)[: 1 if self._damaged else len(target)])
         except OSError as error:
             if error.errno is not None:  # the disk's, not the content's
                 raise
-            raise EOFError(str(error)) from None
+            if self._damaged:
+                raise EOFError(str(error)) from None
+            self._damaged = True
+            self._stream.close()
+            self._stream = self._opened()
+            return self.readinto(target)
+        self._place += count
+        return count
 
     def close(self) -> None:
         self._stream.close()

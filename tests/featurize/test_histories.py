@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,39 +16,30 @@ import pyarrow.parquet as pq
 import pytest
 
 from featurize import buckets, delta, histories, history_tasks, sequences
-from featurize.contract import Contract
-from featurize.histories import AsOf, Built, State
+from featurize.histories import AsOf
 from featurize.settings import SequenceSettings
 from infra.commit import commit, write_file
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
-from infra.tables import HISTORIES, ITEMS, events
+from infra.tables import HISTORIES, ITEMS
 from tests.conftest import put
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-LOG = events([])
-CONTRACT = Contract.model_validate(
-    {
-        "name": "log",
-        "source": {"path": "{date}", "format": "json"},
-        "user": "u",
-        "item": "i",
-        "time": {"column": "t", "unit": "s"},
-        "type": {"column": "e"},
-        "targets": ["click"],
-        "context": ["view"],
-        "label": {"column": "r", "at_least": 1},
-        "rules": {"window_days": 2},
-    }
+from tests.featurize.warehouse import (
+    CONTRACT,
+    LOG,
+    SETTINGS,
+    Warehouse,
+    as_of_rows,
+    days,
+    plain,
+    plain_sequences,
+    random_log,
+    sequence_rows,
+    vocabulary,
 )
-SETTINGS = SequenceSettings(buckets=2, base_every=2, history_cap=4, max_length=2)
-Row = dict[str, Any]
-
-
-def days(count: int) -> list[str]:
-    return [(date(2024, 1, 1) + timedelta(days=n)).isoformat() for n in range(count)]
 
 
 @pytest.fixture
@@ -72,138 +63,6 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(delta, "each", each)
     monkeypatch.setattr(histories, "shuffled", shuffled)
     return None
-
-
-def random_log(rng: random.Random, arrivals: list[str], count: int) -> list[Row]:
-    """Events of few users at few instants, so that times tie; some arrive up to two days late."""
-    rows = []
-    for n in range(count):
-        ds = rng.randrange(len(arrivals))
-        arrival = min(ds + rng.choice([0, 0, 0, 1, 2]), len(arrivals) - 1)
-        at = datetime.fromisoformat(arrivals[ds]).replace(tzinfo=UTC) + timedelta(hours=rng.randrange(3))
-        rows.append(
-            {
-                "arrival": arrivals[arrival],
-                "ds": arrivals[ds],
-                "event_id": f"{rng.randrange(10**6):06d}-{n}",
-                "user": rng.choice(["ann", "bob", "é", "dan", "a much longer name"]),
-                "item": rng.choice("abcdef"),
-                "ts": at,
-                "type": rng.choice(["click", "click", "view", "scroll"]),
-                "label": rng.choice([0, 1, 1, None]),
-                "file": "f",
-                "position": n,
-            }
-        )
-    return rows
-
-
-def vocabulary(rng: random.Random, log: list[Row], arrivals: list[str]) -> list[Row]:
-    """Each item enters some days after it is first seen, or never: a minimum count."""
-    out = []
-    for index, item in enumerate("abcde"):
-        first = min((r["arrival"] for r in log if r["item"] == item), default=None)
-        if first is not None:
-            at = min(arrivals.index(first) + rng.choice([0, 0, 1]), len(arrivals) - 1)
-            out.append({"arrival": arrivals[at], "index": index + 2, "key": item})
-    return out or [{"arrival": arrivals[0], "index": 2, "key": "a"}]
-
-
-def plain(log: list[Row], items: list[Row], day: str, cap: int) -> dict[str, list[Row]]:
-    """Each user's last events as of a day, by sorting a list."""
-    entered = {r["key"]: (r["arrival"], r["index"]) for r in items}
-    out: dict[str, list[Row]] = defaultdict(list)
-    for row in sorted(log, key=lambda r: (r["ts"], r["event_id"])):
-        if row["arrival"] <= day and row["ds"] <= day and row["type"] != "scroll":
-            since, index = entered.get(row["item"], ("9", 1))
-            out[row["user"]].append({**row, "index": index if since <= row["arrival"] else 1})
-    return dict(out)
-
-
-def plain_sequences(log: list[Row], items: list[Row], day: str, cap: int, length: int) -> set[tuple[Any, ...]]:
-    """The temporal split from the plain histories."""
-    before = (date.fromisoformat(day) - timedelta(days=1)).isoformat()
-    users = plain(log, items, day, cap)
-    seen = {e["index"] for of in users.values() for e in [e for e in of if e["ds"] < before][-cap:]}
-    out: set[tuple[Any, ...]] = set()
-    for user, of in users.items():
-        past = [e["index"] for e in of if e["ds"] < before][-cap:]
-        while len(past) > 1:
-            out.add(("train", user, tuple(past[-length - 1 :]), None, None, None))
-            past = past[: -length - 1]
-        for split, window in (("valid", before), ("test", day)):
-            history = [e["index"] for e in of if e["ds"] < window][-cap:]
-            targets = [e for e in of if e["ds"] == window and e["type"] == "click"]
-            if history and targets:
-                item = targets[0]["index"]
-                out.add((split, user, tuple(history), item, targets[0]["ts"], item != 1 and item in seen))
-    return out
-
-
-def as_of_rows(lake: Lake, as_of: AsOf, cap: int) -> dict[str, list[tuple[int, datetime, bool]]]:
-    """The histories as a reader of the table finds them."""
-    out: dict[str, list[tuple[int, datetime, bool]]] = defaultdict(list)
-    for ds, kind in [(as_of.base, "base"), *((t, "tail") for t in as_of.tails)]:
-        table = lake.read(HISTORIES.name, as_of.version, {"ds": ds, "kind": kind})
-        for row in table.to_pylist():
-            assert len(row["items"]) <= cap
-            out[row["user"]] += zip(row["items"], row["ts"], row["is_target"], strict=True)
-    return {user: found[-cap:] for user, found in out.items()}
-
-
-class Warehouse:
-    """A lake that gets its log day by day, and what the runs left behind."""
-
-    def __init__(self, lake: Lake, log: list[Row], items: list[Row], arrivals: list[str]) -> None:
-        self.lake, self.log, self.items, self.arrivals = lake, log, items, arrivals
-        self.state: State | None = None
-
-    def load(self, arrivals: list[str]) -> dict[str, int]:
-        """Put these arrivals into the tables, over what was there."""
-        versions = {}
-        for table, rows in ((LOG, self.log), (ITEMS, self.items)):
-            some = [r for r in rows if r["arrival"] in arrivals]
-            versions[table.name] = put(self.lake, table, some) if some else self.lake.version(table.name) or 0
-        return versions
-
-    def run(self, versions: dict[str, int], day: str, **options: Any) -> tuple[Built, set[tuple[Any, ...]]]:
-        arrivals = [a for a in self.arrivals if a <= day]
-        state = options.pop("state", self.state)
-        built = histories.build(
-            None,
-            self.lake,
-            CONTRACT,
-            SETTINGS,
-            versions,
-            arrivals,
-            day,
-            state,
-            {},
-            **options,  # type: ignore[arg-type]
-        )
-        self.state = built.state
-        return built, self.sequences(built.as_of, day)
-
-    def sequences(self, as_of: AsOf, day: str) -> set[tuple[Any, ...]]:
-        try:
-            versions, _ = sequences.build(None, self.lake, SETTINGS, as_of, day, {})  # type: ignore[arg-type]
-        except DataRefused:
-            return set()
-        rows = self.lake.read("sequences", versions["sequences"], {"as_of": day}).to_pylist()
-        return {
-            (r["split"], r["user"], tuple(r["items"]), r["target"], r["target_ts"], r["target_known"]) for r in rows
-        }
-
-    def check(self, built: Built, made: set[tuple[Any, ...]], day: str) -> None:
-        cap = SETTINGS.history_cap
-        expected = {
-            user: [(e["index"], e["ts"], e["type"] == "click") for e in of][-cap:]
-            for user, of in plain(self.log, self.items, day, cap).items()
-        }
-        assert as_of_rows(self.lake, built.as_of, cap) == expected, day
-        sequences_ = plain_sequences(self.log, self.items, day, cap, SETTINGS.max_length)
-        if any(row[0] == "train" for row in sequences_):
-            assert made == sequences_, day
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -264,7 +123,7 @@ def test_an_old_arrival_that_changed_makes_its_bases_stale(inline: None, lake: L
     assert house.state is not None
     newest = max(house.state.bases)
     built, made = house.run(versions, arrivals[-1])
-    assert arrivals[1] in built.report["built"], "from an older base, or in full"
+    assert built.report["full"] or arrivals[1] in built.report["built"], "or from an older base"
     assert newest > arrivals[1]
     house.check(built, made, arrivals[-1])
     house.log = [r for r in house.log if r["ds"] != arrivals[-1]]
@@ -411,6 +270,26 @@ class TestLeaks:
             house.run(house.load(arrivals), arrivals[-1])
 
 
+def test_superseded_bases_go_and_older_run_dates_are_built_again(inline: None, lake: Lake) -> None:
+    rng, arrivals = random.Random(10), days(14)
+    log = random_log(rng, arrivals, 400)
+    house = Warehouse(lake, log, vocabulary(rng, log, arrivals), arrivals)
+    bases: list[list[str]] = []
+    for day in arrivals:
+        versions = house.load([day])
+        built, _ = house.run(versions, day)
+        bases.append(sorted(built.state.bases))
+        stored = {(p["ds"], p["kind"]) for _, p in lake.data_files(lake.open("histories"), "histories", None)}
+        assert {ds for ds, kind in stored if kind == "base"} == set(built.state.bases)
+        assert min(ds for ds, _ in stored) >= min(built.state.bases)
+    assert max(map(len, bases)) == histories.KEPT_BASES
+    assert bases[0] != bases[-1], "bases followed each other"
+    again, made = house.run(versions, arrivals[4])
+    assert again.report["full"]
+    assert set(bases[-1]) < set(again.state.bases)
+    house.check(again, made, arrivals[4])
+
+
 class TestBuckets:
     def test_other_buckets_are_refused(self, inline: None, lake: Lake) -> None:
         _, as_of = TestLeaks().house(lake)
@@ -461,8 +340,7 @@ def test_one_shuffle_whatever_adaptive_execution_thinks(spark: SparkSession, lak
         for u, of in plain(log, items, arrivals[-1], 4).items()
     }
     assert as_of_rows(lake, built.as_of, 4) == expected
-    rows = lake.read("sequences", made["sequences"]).to_pylist()
-    got = [(r["split"], r["user"], tuple(r["items"]), r["target"], r["target_ts"], r["target_known"]) for r in rows]
+    got = sequence_rows(lake, made["sequences"], arrivals[-1])
     assert sorted(got, key=repr) == sorted(plain_sequences(log, items, arrivals[-1], 4, 2), key=repr)
 
     # the next day: one tail, made without a shuffle and with one

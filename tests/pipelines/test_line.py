@@ -79,8 +79,8 @@ def test_ends_with_a_champion_and_one_model_held(line: Line) -> None:
 def test_every_stage_reports_versions_rows_and_seconds(line: Line) -> None:
     units = [s["unit"] for s in line.done.json["stages"]]
     assert units == [
-        "events:sides",
         *["events"] * 6,
+        "events:sides",
         *["data_report"] * 6,
         "vocabularies",
         "histories",
