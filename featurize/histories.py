@@ -285,9 +285,9 @@ class _Job:
         """
         oldest = min(as_of.base, *sorted(state.bases)[-KEPT_BASES:])
         days = self.lake.partitions(HISTORIES.name, state.version or 0, "ds")
-        if not (old := [ds for ds in days if ds < oldest]):
-            return state
-        version = commit(self.lake, HISTORIES, [], replace={"ds": old}, metadata=self.metadata)
+        version = state.version
+        if old := [ds for ds in days if ds < oldest]:
+            version = commit(self.lake, HISTORIES, [], replace={"ds": old}, metadata=self.metadata)
         bases = {ds: made_from for ds, made_from in state.bases.items() if ds >= oldest}
         return State(state.content, version, bases, {ds: f for ds, f in state.tails.items() if ds >= oldest})
 

@@ -280,7 +280,7 @@ def test_superseded_bases_go_and_older_run_dates_are_built_again(inline: None, l
         built, _ = house.run(versions, day)
         bases.append(sorted(built.state.bases))
         stored = {(p["ds"], p["kind"]) for _, p in lake.data_files(lake.open("histories"), "histories", None)}
-        assert {ds for ds, kind in stored if kind == "base"} == set(built.state.bases)
+        assert {ds for ds, kind in stored if kind == "base"} == {b for b in built.state.bases if b >= arrivals[0]}
         assert min(ds for ds, _ in stored) >= min(built.state.bases)
     assert max(map(len, bases)) == histories.KEPT_BASES
     assert bases[0] != bases[-1], "bases followed each other"
