@@ -1,6 +1,8 @@
 # Everything a clone needs: Python 3.11 or newer and make. `make` alone lists the targets.
 PYTHON ?= python3
 FAULT_REPETITIONS ?= 10
+# Two at a time, whatever the machine: each worker has a Spark session of its own.
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,7 +40,7 @@ $(DEMO_RAW)/truth.json: | setup
 	$(BIN)/logs2rec simulate $(DEMO_RAW) --users 1500 --items 400 --days 10 --seed 7
 
 test: lint ## the fast lane: lint, types, tests
-	$(BIN)/python -m pytest -m 'not slow and not fault'
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow and not fault'
 
 lint: setup ## ruff and mypy
 	$(BIN)/ruff check .
@@ -49,7 +51,7 @@ faults: setup ## break things on purpose, FAULT_REPETITIONS times each
 	FAULT_REPETITIONS=$(FAULT_REPETITIONS) $(BIN)/python -m pytest -m fault
 
 slow: setup ## the tests that take minutes
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(PARALLEL) -m slow
 
 bench: setup ## what is measured, one JSON report per module
 	@for module in $(BENCHMARKS); do echo "== $$module" >&2; $(BIN)/python -m $$module --json || exit 1; done

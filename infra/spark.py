@@ -35,7 +35,7 @@ _OWN_FIELDS = {
     "spark.sql.shuffle.partitions": "shuffle_partitions",
 }
 
-_AT_LAUNCH = ("spark.driver.memory", "spark.driver.extraJavaOptions")
+_AT_LAUNCH = ("spark.driver.memory", "spark.driver.defaultJavaOptions", "spark.driver.extraJavaOptions")
 """What only the launch of a JVM can give it; spark-submit has launched its own before we run."""
 
 _LOG4J = "log4j2.properties"
@@ -167,7 +167,7 @@ def properties(settings: SparkSettings, app_name: str, scratch: Path) -> dict[st
     defaults = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
-        "spark.driver.extraJavaOptions": f'-Dlog4j2.configurationFile="{scratch / _LOG4J}"',
+        "spark.driver.defaultJavaOptions": f'-Dlog4j2.configurationFile="{scratch / _LOG4J}"',
         "spark.sql.adaptive.enabled": "true",
         # After an adaptive join rows stay in the partition their key hashes to, not in that of whichever
         # task happened to read them: what a job sees per partition then depends on the data alone.

@@ -13,6 +13,7 @@ import pytest
 from infra.commit import commit, write_file
 from infra.lake import Lake
 from infra.tables import Table
+from tests.pipelines.commands import SPARK
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -25,7 +26,7 @@ def spark() -> Iterator[SparkSession]:
     """The one session of the test run; its JVM ends with it."""
     from infra.spark import SparkSettings, session
 
-    with session(SparkSettings(master="local[2,4]", driver_memory="1g", shuffle_partitions=2), "tests") as opened:
+    with session(SparkSettings.model_validate(SPARK), "tests") as opened:
         yield opened
 
 

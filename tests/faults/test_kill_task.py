@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.disturbance import REPETITIONS, drawn, fresh, rows_of
-from tests.pipelines.commands import logs2rec
+from tests.pipelines.commands import SPARK, logs2rec
 
 pytestmark = pytest.mark.fault
 
@@ -39,8 +39,8 @@ def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_killed_in_the_middle_of_a_file(
     raw: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, repetition: int
 ) -> None:
-    daemon = {"spark.python.daemon.module": "tests.faults.dying_worker"}
-    recipe = fresh(tmp_path / "run", raw, spark={"shuffle_partitions": 2, "conf": daemon})
+    daemon = {**SPARK["conf"], "spark.python.daemon.module": "tests.faults.dying_worker"}
+    recipe = fresh(tmp_path / "run", raw, spark={**SPARK, "conf": daemon})
     workspace = recipe.parent / "workspace"
     if stage != STAGES[0]:
         shutil.copytree(undisturbed / STAGES[STAGES.index(stage) - 1], workspace)

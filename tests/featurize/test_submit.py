@@ -108,6 +108,7 @@ def test_the_packages_of_the_checkout_serve_where_none_is_installed(tmp_path: Pa
     assert "published in front of it" in done.stdout
 
 
+@pytest.mark.slow
 def test_events_in_one_process(plain: Path, place: Place, raw: Path, tmp_path: Path) -> None:
     recipe = recipe_over(raw, tmp_path)
     done = place.submit(["--master", "local[2]"], "events", "--config", recipe, "--json")

@@ -53,7 +53,8 @@ def test_what_spark_submit_was_told_wins_over_the_recipe() -> None:
     assert wanted["spark.app.name"] == "job"
     assert {name: wanted[name] for name in FIXED} == FIXED
     assert "spark.driver.host" not in wanted  # the master told is no local one
-    assert not {"spark.driver.memory", "spark.driver.extraJavaOptions"} & set(wanted)  # its JVM runs already
+    at_launch = {f"spark.driver.{name}" for name in ("memory", "defaultJavaOptions", "extraJavaOptions")}
+    assert not at_launch & set(wanted)  # its JVM runs already
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def scenario(body: str, cwd: Path, **environment: str) -> tuple[dict[str, Any], 
     return json.loads(done.stdout), done
 
 
+@pytest.mark.slow
 def test_sessions_follow_each_other_and_leave_nothing(tmp_path: Path) -> None:
     report, done = scenario(
         """
@@ -236,6 +238,7 @@ def test_failures_leave_nothing_either(tmp_path: Path) -> None:
     assert report["again"] == 7
 
 
+@pytest.mark.slow
 def test_runs_on_the_java_of_the_wheel(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()

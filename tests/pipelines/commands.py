@@ -14,6 +14,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "pipelines" / "recipes"
 
+#: The session of the test run; its JVM lives too briefly for the second compiler to pay.
+SPARK = {
+    "shuffle_partitions": 2,
+    "conf": {"spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"},
+}
+
 #: Models small enough that a whole line takes a minute.
 _TRAINING = {"epochs": 2, "batch_size": 64, "learning_rate": 0.005, "workers": 2, "checkpoint_every": 2}
 _QUICK = {**_TRAINING, "epochs": 1, "workers": 1}
@@ -48,7 +54,7 @@ def small_recipe(folder: Path, **changes: Any) -> Path:
         "data": str(folder / "raw"),
         "workspace": str(folder / "workspace"),
         "contract": str(RECIPES / "contracts" / "simulator.yaml"),
-        "spark": {"shuffle_partitions": 2},
+        "spark": SPARK,
         "ray": {"cpus": 2, "object_store_mb": 100},
         "sequences": {"max_length": 20},
         "retrieval": {

@@ -72,6 +72,7 @@ def test_days_one_after_the_other_as_run_makes_them(spark: SparkSession, folder:
     assert {d for d, _, _ in again} == set(DAYS[2:])
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_failed(spark: SparkSession, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = samples.build
 

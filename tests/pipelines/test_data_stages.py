@@ -56,6 +56,7 @@ TABLES = ("events", "quarantine", "ingested_files", "items", "field_values", "se
 TABLES += ("missing_rates",)
 
 
+@pytest.mark.slow
 def test_day_by_day_equals_all_at_once(spark: SparkSession, folder: Path) -> None:
     for day in (DAYS[2], DAYS[4]):
         daily, data = data_run(folder, "daily", last=day)
@@ -184,6 +185,7 @@ def test_a_field_fewer_concerns_new_arrivals_only(spark: SparkSession, folder: P
     assert present == {DAYS[3]}
 
 
+@pytest.mark.slow
 def test_a_log_without_labels_gets_samples_with_negatives(spark: SparkSession, folder: Path) -> None:
     """Clicks are the positives; the same run twice leaves the same rows."""
     recipe, contract = open_recipe(small_recipe(folder, samples={"history": 3, "negatives": 2}))

@@ -35,6 +35,7 @@ def sequences_of(ctx: Context, data: Data, day: str) -> list[str]:
     return [repr(r) for r in rows]
 
 
+@pytest.mark.slow
 def test_days_build_on_each_other_and_a_rebuild_agrees(spark: SparkSession, tmp_path: Path) -> None:
     simulate(tmp_path / "raw", users=40, items=25, days=6, seed=9)
     first, _ = data_run(tmp_path, "w", until="sequences", last=DAYS[4])

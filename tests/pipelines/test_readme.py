@@ -14,7 +14,7 @@ from pipelines.context import Context
 from pipelines.data_stages import run_data
 from pipelines.progress import Progress
 from pipelines.recipe import open_recipe
-from tests.pipelines.commands import ROOT
+from tests.pipelines.commands import ROOT, SPARK
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 
@@ -51,7 +51,7 @@ def test_the_example_contract(spark: SparkSession, tmp_path: Path) -> None:
     contract, recipe = (yaml.safe_load(b) for b in blocks)
     (tmp_path / recipe["contract"]).write_text(yaml.safe_dump(contract))
     recipe |= {"data": str(tmp_path / "logs"), "workspace": str(tmp_path / "workspace")}
-    recipe["spark"] = {"shuffle_partitions": 2}  # those of the test run's session
+    recipe["spark"] = SPARK
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     write_log(tmp_path / "logs")
     with Context(*open_recipe(tmp_path / "recipe.yaml"), Progress(1), last=DAYS[-1]) as ctx:
