@@ -110,8 +110,7 @@ def ingest(
     _audit(account, written[events], written[QUARANTINE])
     written[INGESTED_FILES] = _file_rows(lake, files, account)
     versions = {}
-    if not anew:
-        stamp(lake, events, keys)
+    stamp(lake, events, keys)
     for table, new in written.items():
         back, astray_ = astray(lake, table, prior[table.name], "arrival", kept) if prior is not None else ([], [])
         replace = {"arrival": sorted({*arrivals, *astray_})}

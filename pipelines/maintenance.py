@@ -15,7 +15,7 @@ from typing import Any
 from infra import compaction, maintenance
 from infra.ledger import REBUILT, WITHDRAWAL, Published
 from infra.maintenance import Plan, Reason
-from infra.tables import PROMOTIONS, RUNS
+from infra.tables import HISTORIES, PROMOTIONS, RUNS
 from pipelines.context import Context
 
 KEEP_DAYS = 30.0
@@ -23,6 +23,9 @@ KEEP_DAYS = 30.0
 
 SHOWN = 20
 """Files that are printed per table; --json lists all."""
+
+PASSED_ON = (HISTORIES.name,)
+"""Tables that nobody but the next run date's build reads; what stands in them can be made from the events again."""
 
 REGISTRATION = "register:"
 """How the units begin whose rows stand for registered models."""
@@ -93,9 +96,11 @@ def pinned(rows: Sequence[Published], since: datetime) -> defaultdict[str, set[i
     """table -> versions that must stay readable, from what is published, oldest first.
 
     Those of the newest row of each unit and date, of every row published after `since` and of every
-    registration, and everything they were made from, as far back as the ledger goes.
+    registration, and everything they were made from, as far back as the ledger goes. Of tables that are only
+    PASSED_ON those of the newest row alone, and of rows published after `since`.
     """
     newest = {(r.unit, r.date): r for r in rows}
+    last = {table: r for r in rows for table, _ in _versions(r.outputs)}
     reached = {
         r.key: r
         for r in rows
@@ -111,7 +116,8 @@ def pinned(rows: Sequence[Published], since: datetime) -> defaultdict[str, set[i
     while todo:
         row = todo.pop()
         for table, version in (*_versions(row.outputs), *_used(row)):
-            pins[table].add(version)
+            if table not in PASSED_ON or row.published_at >= since or row is last.get(table):
+                pins[table].add(version)
         upstream_names: list[str | tuple[str, int]] = [*_used(row), *_texts(row.inputs)]
         for upstream in (r for name in upstream_names for r in by_name[name]):
             if upstream.key not in reached:

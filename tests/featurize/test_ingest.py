@@ -357,6 +357,18 @@ def test_a_batch_over_the_threshold_is_refused_whole(spark: SparkSession, tmp_pa
     assert committed(lake) == before
 
 
+def test_each_arrival_is_judged_by_itself(spark: SparkSession, tmp_path: Path, lake: Lake) -> None:
+    days = ("2024-01-01", "2024-01-02")
+    write_lines(tmp_path / days[0] / "log", *(good(n) for n in range(99)))
+    write_lines(tmp_path / days[1] / "log", *(good(n, t=NOON + 86400) for n in range(100, 104)), "{")
+    dated = log_contract("{date}/log")
+    with pytest.raises(DataRefused, match=rf"arrival {days[1]}: 1 of 5 rows are bad \(20\.0%.*most in {days[1]}/log"):
+        run(spark, lake, dated, tmp_path)
+    assert committed(lake) == {}
+    result = run(spark, lake, dated, tmp_path, days[:1])
+    assert result.accounts[days[0]]["events"] == 99
+
+
 def test_nothing_is_committed_when_a_file_cannot_be_used(spark: SparkSession, tmp_path: Path, lake: Lake) -> None:
     write_lines(tmp_path / "log", good(1))
     (tmp_path / "log.csv").write_text("u,i,t\n1,2,3\n")

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from featurize import rows
 from featurize.contract import Contract
 from featurize.rows import RowPlan, parse_split
 from featurize.streams import Split
@@ -350,6 +351,14 @@ def test_many_rows_come_in_bounded_batches(tmp_path: Path) -> None:
     batches = list(parse_split(plan, Split(str(path), "x", "undated", 0, path.stat().st_size, ())))
     assert max(batch.num_rows for batch in batches) <= 8192
     assert sum(batch.num_rows for batch in batches) == 20_001
+
+
+def test_long_rows_come_in_bounded_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "BLOCK_BYTES", 10_000)
+    path = tmp_path / "x"
+    path.write_bytes(b"".join(json.dumps({**GOOD, "i": "x" * 3000, "id": f"e{n}"}).encode() + b"\n" for n in range(9)))
+    split = Split(str(path), "x", "undated", 0, path.stat().st_size, ())
+    assert [b.num_rows for b in parse_split(RowPlan.of(contract()), split)] == [4, 4, 2]  # the last one is the report
 
 
 def test_executors_need_no_configuration_library(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from featurize.sides import side_table
 from featurize.user_keys import KEY_ID, PLAIN, PseudonymSettings, check_key, find_keys, key_id, stamp, stored_key_id
 from infra.errors import ConfigError, DataRefused, Logs2RecError, UsageError
 from infra.lake import Lake
-from infra.tables import events
+from infra.schemas import create
+from infra.tables import Kind, events
 from tests.conftest import put
 
 KEY = "0123456789abcdef-secret"
@@ -87,6 +88,14 @@ class TestSources:
             find(lake, key_file=tmp_path / "gone")
         with pytest.raises(ConfigError, match=f"{NAME} and key_file are both set; leave one of them out"):
             find(lake, {NAME: KEY}, key_file=key_file(tmp_path))
+
+
+def test_a_table_left_without_its_keys_gets_them(lake: Lake) -> None:
+    """Whoever made it died before it was stamped; a rebuild then comes with columns that it cannot have."""
+    create(lake, events([("f", Kind.NUMERIC)]))
+    keys = UserKeys((KEY.encode(),))
+    stamp(lake, events([("f", Kind.MULTI)]), keys)
+    assert stored_key_id(lake) == keys.key_id
 
 
 class TestTheWorkspaceSOwnKey:

@@ -64,6 +64,17 @@ class TestPinned:
         )
         assert found == {"events": kept}
 
+    def test_histories_are_kept_for_the_next_day_only(self) -> None:
+        found = pins(
+            row("histories", "h1", {"histories": 1}, date="d1", days_ago=90),
+            row("sequences", "s1", {"sequences": 1}, {"histories": 1}, date="d1", days_ago=90),
+            row("histories", "h2", {"histories": 2}, date="d2", days_ago=20),
+            row("sequences", "s2", {"sequences": 2}, {"histories": 2}, date="d2", days_ago=20),
+        )
+        assert found == {"histories": {2}, "sequences": {1, 2}}
+        alone = row("histories", "h1", {"histories": 1}, date="d1", days_ago=90)
+        assert pins(alone) == {"histories": {1}}
+
     def test_all_that_a_registered_model_was_trained_on_however_old(self) -> None:
         old = [
             row("events", "e", {"events": 1}, days_ago=100),
