@@ -79,7 +79,7 @@ def evaluate_retrieval(
     seconds = time.perf_counter() - started
     for ranks_N in ranks.values():
         ranks_N[~data.known_N] = MISS
-    repeated_N = _target_in_history(data.items, data.target_N)
+    repeated_N = _target_in_history(data.next_items, data.target_N)
     users, per_user, metrics = {}, {}, {}
     for name in CANDIDATE_SETS:
         kept_N = ~repeated_N if name == "history_removed" else np.ones(len(data), bool)

@@ -220,11 +220,7 @@ def train_table(cut: Pieces, length: int) -> pa.Table:
     behind = np.repeat(np.cumsum(chunks), chunks) - 1 - np.arange(len(user))
     ends = cut.ends[user] - behind * size
     starts = np.maximum(cut.starts[user], ends - size)
-    is_target = pa.nulls(len(user), pa.list_(pa.bool_()))
-    if cut.is_target is not None:
-        is_target = _lists(cut.is_target, starts, ends, pa.bool_())
-    items = _lists(cut.items, starts, ends)
-    rows = {"user": cut.users.take(pa.array(user)), "items": items, "is_target": is_target}
+    rows = {"user": cut.users.take(pa.array(user)), **_events(cut, starts, ends)}
     nothing = {"target": pa.int32(), "target_ts": TIMESTAMP, "target_known": pa.bool_()}
     return pa.table(rows | {name: pa.nulls(len(user), kind) for name, kind in nothing.items()})
 
@@ -236,13 +232,20 @@ def held_table(cut: Pieces, split: str, seen: np.ndarray) -> pa.Table:
     return pa.table(
         {
             "user": cut.users.take(pa.array(held.rows)),
-            "items": _lists(cut.items, held.starts, held.ends),
-            "is_target": pa.nulls(len(held.rows), pa.list_(pa.bool_())),
+            **_events(cut, held.starts, held.ends),
             "target": pa.array(held.target, pa.int32()),
             "target_ts": pa.array(held.target_ts, TIMESTAMP),
             "target_known": pa.array(known, pa.bool_()),
         }
     )
+
+
+def _events(cut: Pieces, starts: np.ndarray, ends: np.ndarray) -> dict[str, pa.Array]:
+    """The columns items and is_target of rows that reach from `starts` to `ends`."""
+    marks = pa.nulls(len(starts), pa.list_(pa.bool_()))
+    if cut.is_target is not None:
+        marks = _lists(cut.is_target, starts, ends, pa.bool_())
+    return {"items": _lists(cut.items, starts, ends), "is_target": marks}
 
 
 def _lists(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType = _INT32) -> pa.Array:

@@ -94,9 +94,8 @@ def ingest(
     marked = duplicates.mark(spark, lake, contract, parsed, known, arrivals).persist()
     try:
         account, reasons = _account(marked, parsed, files)
+        _refuse_absent(plan, _wanted(contract, introduced if prior is not None else None), parsed)
         _refuse_if_bad(contract, files, account, reasons)
-        expected = introduced if prior is not None else [f.name for f in contract.fields_from("log")]
-        _refuse_absent_fields(contract, expected, parsed)
         refuse_changed(root, files)  # before the job that writes, and behind it: nothing is committed before
         written = _write(lake, contract, parsed, marked)
         refuse_changed(root, files)
@@ -157,17 +156,27 @@ def ingest_sides(
     return versions, rows
 
 
-def _refuse_absent_fields(contract: Contract, expected: Sequence[str], parsed: DataFrame) -> None:
-    """A batch without a single record that has an expected field's column: misspelt, or not in this log."""
-    if not expected:
-        return
+def _wanted(contract: Contract, introduced: Sequence[str] | None) -> dict[str, str]:
+    """Raw columns that the batch must have somewhere -> what they are for; `introduced` None: it is the first."""
+    fixed = {"user": contract.user, "item": contract.item, "time": contract.time.column, "type": contract.type.column}
+    fixed |= {"event_id": contract.event_id, "label": contract.label.column if contract.label else None}
+    wanted = {column: name for name, column in fixed.items() if column is not None}
+    if introduced is None:
+        wanted |= dict.fromkeys(contract.key, "key")
+    fields = [f for f in contract.fields_from("log") if introduced is None or f.name in introduced]
+    return {f.raw_column: f"field {f.name}" for f in fields} | wanted
+
+
+def _refuse_absent(plan: RowPlan, wanted: Mapping[str, str], parsed: DataFrame) -> None:
+    """A batch without a single record that has a column: misspelt, renamed, or not in this log."""
     reports = [set(json.loads(r.detail)) for r in parsed.where("lines > 0").select("detail").distinct().collect()]
     nowhere = set.intersection(*reports) if reports else set()
-    if absent := [f for f in contract.fields_from("log") if f.name in expected and f.raw_column in nowhere]:
-        names = ", ".join(f"{f.name} (column {f.raw_column!r})" for f in absent)
+    if nowhere == plan.columns:  # no record at all could be read: that is what there is to say
+        return
+    if absent := [f"{name} (column {column!r})" for column, name in wanted.items() if column in nowhere]:
         raise DataRefused(
-            f"fields: no row of this log has the column of {names}; correct it in the contract or leave the field "
-            "out; nothing was published"
+            f"no row of this log has the column of {', '.join(absent)}; correct it in the contract"
+            "; nothing was published"
         )
 
 
@@ -236,13 +245,14 @@ def _refuse_if_bad(
     reasons: dict[str, Counter[str]],
 ) -> None:
     """Every arrival is judged by itself, so that a day is refused together with others as it would be alone."""
-    if not any(c["rows"] for c in account.values()):
-        raise DataRefused(
-            f"the batch holds no row in {len(account)} file(s): {', '.join(sorted(account)[:3])}; nothing was published"
-        )
     for arrival, found in sorted(reasons.items()):
         of_arrival = {f.path: account[f.path] for f in files if f.arrival == arrival}
         total, bad = sum(c["rows"] for c in of_arrival.values()), found.total()
+        if total == 0:
+            raise DataRefused(
+                f"arrival {arrival} holds no row in {len(of_arrival)} file(s): {', '.join(sorted(of_arrival)[:3])}; "
+                "restore the files or move them away; nothing was published"
+            )
         if bad > contract.rules.max_bad_share * total:
             worst = max(of_arrival, key=lambda f: of_arrival[f]["quarantined"])
             raise DataRefused(

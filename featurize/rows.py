@@ -242,13 +242,13 @@ class RowParser:
 def parse_split(plan: RowPlan, split: Split) -> Iterator[pa.RecordBatch]:
     """Every row of the split as plan.schema, then one report row.
 
-    The report carries the number of rows read as `lines`, and as `detail` the JSON list of those field
-    columns that no record had at all.
+    The report carries the number of rows read as `lines`, and as `detail` the JSON list of those columns that no
+    record had at all.
     """
     parser, schema, count = RowParser(plan, split.arrival), plan.schema, 0
     block: list[dict[str, Any]] = []
     held = 0
-    absent = {column for _, _, column, _ in plan.fields}
+    absent = set(plan.columns)
     for position, raw, record in read_split(split, plan.format, plan.delimiter, plan.max_line_bytes, plan.columns):
         count += 1
         try:

@@ -58,7 +58,8 @@ def build(
     rows = {split: sum(f.rows for f, _ in written if f.partition["split"] == split) for split in SPLITS}
     if not rows["train"]:
         raise EmptySplit(
-            f"sequences: no user has two events to train on before {day}; check sequences.split and the dates"
+            f"sequences: no user has two events to train on before {day}; check sequences.split and the dates "
+            "(a clock far ahead is kept out by rules.max_time)"
         )
     version = commit(lake, SEQUENCES, [f for f, _ in written], replace={"as_of": [day]}, metadata=metadata)
     return {SEQUENCES.name: version}, rows

@@ -95,7 +95,16 @@ def _below(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataRefused(f"{error.filename}: {error.strerror}; grant access to the folder or move it away") from None
 
-    return [Path(top, name) for top, _, names in os.walk(folder, onerror=refuse) for name in names]
+    found: list[Path] = []
+    visited: set[str] = set()
+    for top, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        if (real := os.path.realpath(top)) in visited:  # a link back up, or a second one to the same folder
+            folders.clear()
+            continue
+        visited.add(real)
+        folders.sort()
+        found += (Path(top, name) for name in names)
+    return found
 
 
 def _dangling(path: Path) -> bool:

@@ -57,9 +57,10 @@ def open_stream(location: str) -> io.BufferedIOBase:
 
 
 class _ZstdStream(io.RawIOBase):
-    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError behind all that precedes it.
+    """A `.zst` file's content, frame after frame; a cut or damaged frame raises EOFError.
 
-    Arrow gives nothing of a call in which it meets damage. So the stream starts again there, and goes byte by byte.
+    Arrow gives nothing of a call in which it meets the end of a cut stream. So the stream starts again there, and goes
+    byte by byte: all that precedes a cut is read. Of what precedes other damage up to a megabyte may be lost.
     """
 
     def __init__(self, location: str) -> None:

@@ -209,7 +209,7 @@ SEQUENCES = Table(
         Column(
             "is_target",
             pa.list_(pa.bool_()),
-            "train: which of these are of a target type, hence to be predicted; null: all of them",
+            "which of these are of a target type, hence to be predicted (train) or taken already; null: all of them",
             True,
         ),
         Column("target", pa.int32(), "valid and test: the item to find", True),

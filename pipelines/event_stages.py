@@ -63,9 +63,12 @@ def _sides(ctx: Context, as_of: str) -> dict[str, int]:
     inputs = {"files": digest([[f.path, f.size, f.etag] for f in files])}
     keys = keys_of(ctx)
     config = sides_config(ctx, keys)
-    if (row := _sides_of_an_older_day(ctx, as_of, digest(config))) is not None:
-        ctx.done(row, "skipped")
-        return {t: int(v) for t, v in row.outputs.items()}
+    newest = max((r.date for r in ctx.ledger.rows() if r.unit == "events"), default=as_of)
+    if newest > as_of:  # today's files would be that day's future
+        if (row := _sides_of_an_older_day(ctx, as_of, digest(config))) is not None:
+            ctx.done(row, "skipped")
+            return {t: int(v) for t, v in row.outputs.items()}
+        as_of = newest  # never read under these fields: they are known since the newest day, no sooner
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("events", inputs)
@@ -77,14 +80,8 @@ def _sides(ctx: Context, as_of: str) -> dict[str, int]:
 
 
 def _sides_of_an_older_day(ctx: Context, as_of: str, config_hash: str) -> Published | None:
-    """The snapshot that an older day has, once later days are published: today's files would be its future.
-
-    The last one up to the day, else the first after it; None for the newest day, or where there is none.
-    """
-    rows = ctx.ledger.rows()
-    if not any(r.unit == "events" and r.date > as_of for r in rows):
-        return None
-    sides = [r for r in rows if r.unit == SIDES and r.config_hash == config_hash]
+    """The snapshot that an older day has: the last one up to the day, else the first after it; None without any."""
+    sides = [r for r in ctx.ledger.rows() if r.unit == SIDES and r.config_hash == config_hash]
     before = [r for r in sides if r.date <= as_of]
     date = max((r.date for r in before), default=None) or min((r.date for r in sides), default=None)
     return next((r for r in reversed(sides) if r.date == date), None)
@@ -219,7 +216,8 @@ def _ingest(ctx: Context, files: Mapping[str, list[RawFile]], plan: _Plan, previ
 def sides_config(ctx: Context, keys: UserKeys | None) -> dict[str, Any]:
     """What the side tables are a function of beside the files."""
     sections = [s.model_dump(mode="json") for s in (ctx.contract.users, ctx.contract.items) if s is not None]
-    return {"sides": sections, "fields": field_config(ctx), "userKeyId": key_id(keys)}
+    fields = [f.model_dump(mode="json") for f in ctx.contract.fields if f.source != "log"]
+    return {"sides": sections, "fields": fields, "userKeyId": key_id(keys)}
 
 
 def field_config(ctx: Context) -> list[Any]:

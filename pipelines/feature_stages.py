@@ -16,9 +16,9 @@ from pipelines.event_stages import field_config
 
 def build_vocabularies(ctx: Context, data: Data) -> Data:
     settings = ctx.recipe.vocabularies
-    prior = next((r for r in reversed(ctx.ledger.rows()) if r.unit == "vocabularies"), None)
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+        prior = next((r for r in reversed(ctx.ledger.rows()) if r.unit == "vocabularies"), None)
         built = vocabularies.build(
             ctx.spark(),
             ctx.lake,
@@ -70,6 +70,7 @@ def build_sequences(ctx: Context, data: Data, as_of: AsOf) -> Mapping[str, int]:
     settings = ctx.recipe.sequences
     inputs = {**{t: data.versions[t] for t in ("events", ITEMS.name)}, HISTORIES.name: as_of.version}
     config = {"settings": settings.model_dump(mode="json"), "types": [ctx.contract.targets, ctx.contract.context]}
+    config["columns"] = SEQUENCES.schema.names  # with other ones the rows mean something else
 
     def work() -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         metadata = ctx.metadata("sequences", inputs)

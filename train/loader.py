@@ -9,7 +9,7 @@ G numeric fields.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -101,7 +101,8 @@ class SequenceData:
         """
         columns = ["user", "items", "is_target", "target", "target_ts", "target_known"]
         table = lake.read("sequences", version, {"as_of": as_of, "split": split}, columns)
-        table = _in_own_order(table, ["user", "target_ts"], Ragged.from_arrow(table["items"]).fingerprints())
+        ties = (Ragged.from_arrow(table["items"]), predicted(table))
+        table = _in_own_order(table, ["user", "target_ts"], [tie.fingerprints() for tie in ties])
         items = Ragged.from_arrow(table["items"])
         if split == "train":
             kept = _targets_per_row(predicted(table), max_length) > 0
@@ -111,7 +112,7 @@ class SequenceData:
         else:
             known = pc.fill_null(table["target_known"], False).to_numpy()
             target = pc.fill_null(table["target"], 0).to_numpy().astype(np.int64)
-            data = cls(items, items, target, known & (target >= FIRST_INDEX), _users(table), max_length)
+            data = cls(items, predicted(table), target, known & (target >= FIRST_INDEX), _users(table), max_length)
         _require_rows(len(data), "sequences", version, as_of, split)
         return data
 
@@ -134,8 +135,8 @@ class SequenceData:
         return SequenceBatch(items_BL.contiguous(), next_BL * is_target_BL)
 
     def histories(self, rows_B: Ints) -> Ints:
-        """history_BH: the rows' whole histories, left-padded with 0."""
-        return self.items.left_padded(rows_B)
+        """history_BH: what the rows' users have taken so far, left-padded with 0; of context events nothing."""
+        return self.next_items.left_padded(rows_B)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ class RankingData:
         columns = ["event_id", "user", "item", "label", "label_source", "missing", *(column_of(s.name) for s in specs)]
         table = lake.read("samples", version, {"as_of": as_of, "split": split}, columns)
         _require_rows(len(table), "samples", version, as_of, split)
-        table = _in_own_order(table, ["event_id", "item", "label"], None)
+        table = _in_own_order(table, ["event_id", "item", "label"], [])
         missing_N = table["missing"].to_numpy().astype(np.int64)
         categorical: list[NDArray[np.int32]] = []
         numeric: list[NDArray[np.float32]] = []
@@ -278,7 +279,7 @@ def _users(table: pa.Table) -> NDArray[np.object_]:
 
 
 def predicted(table: pa.Table) -> Ragged:
-    """The items of training chunks, with 0 in the place of those whose event is not of a target type."""
+    """The items of rows of `sequences`, with 0 in the place of those whose event is not of a target type."""
     items = Ragged.from_arrow(table["items"])
     told = np.repeat(table["is_target"].is_valid().to_numpy(), items.lengths)
     is_target = np.ones(len(items.values), np.int32)
@@ -297,11 +298,11 @@ def _targets_per_row(chunks: Ragged, max_length: int | None) -> Ints:
     return total[chunks.offsets[1:]] - total[chunks.offsets[:-1]]
 
 
-def _in_own_order(table: pa.Table, keys: list[str], tie: NDArray[np.uint64] | None) -> pa.Table:
+def _in_own_order(table: pa.Table, keys: list[str], ties: Sequence[NDArray[np.uint64]]) -> pa.Table:
     """Sorted by content, so that how a table is cut into files decides nothing."""
     sortable = table.select(keys)
-    if tie is not None:
-        sortable = sortable.append_column("tie", pa.array(tie))
+    for number, tie in enumerate(ties):
+        sortable = sortable.append_column(f"tie {number}", pa.array(tie))
     indices = pc.sort_indices(sortable, sort_keys=[(name, "ascending") for name in sortable.column_names])
     return table.take(indices)
 

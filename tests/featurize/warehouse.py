@@ -99,11 +99,13 @@ def plain_sequences(log: list[Row], items: list[Row], day: str, cap: int, length
             out.add(("train", user, tuple(e["index"] for e in chunk), marks, None, None, None))
             past = past[: -length - 1]
         for split, window in (("valid", before), ("test", day)):
-            history = [e["index"] for e in of if e["ds"] < window][-cap:]
+            history = [e for e in of if e["ds"] < window][-cap:]
             targets = [e for e in of if e["ds"] == window and e["type"] == "click"]
             if history and targets:
                 item = targets[0]["index"]
-                out.add((split, user, tuple(history), None, item, targets[0]["ts"], item != 1 and item in seen))
+                marks = tuple(e["type"] == "click" for e in history)
+                items_ = tuple(e["index"] for e in history)
+                out.add((split, user, items_, marks, item, targets[0]["ts"], item != 1 and item in seen))
     return out
 
 
