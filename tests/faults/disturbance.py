@@ -18,6 +18,7 @@ from tests.pipelines.commands import ROOT, small_recipe
 
 REPETITIONS = int(os.environ.get("FAULT_REPETITIONS", "1"))
 SEED = int(os.environ.get("FAULT_SEED", "20261121"))
+STAGES = ("events", "vocabularies", "histories", "sequences", "samples")
 
 
 def drawn(repetition: int, *what: object) -> random.Random:
@@ -52,10 +53,9 @@ def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a command and all its children, if it still runs."""
-    if process.poll() is None:
-        family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-        for member in family:
-            if member.is_running():
-                member.kill()
+    """SIGKILL to a command and all its children."""
+    assert process.poll() is None, "the command ended before it could be killed"
+    for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        if member.is_running():
+            member.kill()
     process.wait()

@@ -14,32 +14,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.conftest import Undisturbed
 from tests.faults.disturbance import REPETITIONS, drawn, fresh, kill_family, rows_of, started
 from tests.pipelines.commands import ROOT, logs2rec
 
 pytestmark = pytest.mark.fault
 
-TABLES = {"events": ("events", "quarantine", "ingested_files"), "vocabularies": ("items", "field_values")}
-"""What a stage commits, in this order; a table is drawn from these."""
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log") / "raw"
-    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, list[str]]]:
-    """The rows after each stage of a run that nobody disturbs."""
-    recipe = fresh(tmp_path_factory.mktemp("undisturbed") / "run", raw)
-    out = {}
-    for stage in ("events", "vocabularies"):
-        done = logs2rec("stage", stage, "--config", recipe)
-        assert done.code == 0, done.stderr
-        out[stage] = rows_of(recipe.parent / "workspace")
-    return out
+TABLES = {
+    "events": ("events", "quarantine", "ingested_files"),
+    "vocabularies": ("items", "field_values"),
+    "histories": ("histories",),
+    "sequences": ("sequences",),
+    "samples": ("samples", "fields"),
+}
+"""What a stage commits; a table is drawn from these."""
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -50,16 +38,18 @@ def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         ("events", "between_commit_and_answer"),
         ("events", "between_commits_and_ledger"),
         ("vocabularies", "between_commit_and_answer"),
+        ("histories", "between_files_and_commit"),
+        ("sequences", "between_commits_and_ledger"),
+        ("samples", "between_commit_and_answer"),
     ],
 )
 def test_killed_at_a_point(
-    raw: Path, undisturbed: dict[str, dict[str, list[str]]], tmp_path: Path, stage: str, point: str, repetition: int
+    raw: Path, undisturbed: Undisturbed, tmp_path: Path, stage: str, point: str, repetition: int
 ) -> None:
     table = drawn(repetition, stage, point).choice(TABLES[stage])
     recipe = fresh(tmp_path / "run", raw)
     workspace = recipe.parent / "workspace"
-    if stage == "vocabularies":
-        assert logs2rec("stage", "events", "--config", recipe).code == 0
+    undisturbed.before(stage, workspace)
     before = rows_of(workspace)
     command = ["-m", "tests.faults.killed", point, table, "stage", stage, "--config", str(recipe)]
     killed = subprocess.run(
@@ -69,27 +59,25 @@ def test_killed_at_a_point(
     assert rows_of(workspace) == before  # nothing is half published
     again = logs2rec("stage", stage, "--config", recipe)
     assert again.code == 0, again.stderr
-    assert rows_of(workspace) == undisturbed[stage]
+    assert rows_of(workspace) == rows_of(undisturbed.after(stage))
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
-def test_killed_at_any_moment(
-    raw: Path, undisturbed: dict[str, dict[str, list[str]]], tmp_path: Path, repetition: int
-) -> None:
-    """The driver and all its children, at a moment drawn between start and a usual run's length."""
+def test_killed_at_any_moment(raw: Path, undisturbed: Undisturbed, tmp_path: Path, repetition: int) -> None:
+    """The driver and all its children, at a moment drawn from the first two thirds of an undisturbed run."""
     recipe = fresh(tmp_path / "run", raw)
     workspace = recipe.parent / "workspace"
     process = started("stage", "events", "--config", recipe)
-    time.sleep(drawn(repetition).uniform(1.0, 15.0))
+    time.sleep(drawn(repetition).uniform(0.1, 0.66) * undisturbed.seconds["events"])
     kill_family(process)
-    published = rows_of(workspace)
-    assert set(published["runs"]) <= set(undisturbed["events"]["runs"])
+    whole = rows_of(undisturbed.after("events"))
+    assert set(rows_of(workspace)["runs"]) <= set(whole["runs"])
     again = logs2rec("stage", "events", "--config", recipe)
     assert again.code == 0, again.stderr
-    assert rows_of(workspace) == undisturbed["events"]
+    assert rows_of(workspace) == whole
 
 
-def test_two_at_once(raw: Path, undisturbed: dict[str, dict[str, list[str]]], tmp_path: Path) -> None:
+def test_two_at_once(raw: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Two commands on one workspace: each succeeds or says that the other is at work; no row is there twice."""
     recipe = fresh(tmp_path / "run", raw)
     command = [sys.executable, "-m", "pipelines.cli", "stage", "events", "--config", str(recipe)]
@@ -101,4 +89,4 @@ def test_two_at_once(raw: Path, undisturbed: dict[str, dict[str, list[str]]], tm
         assert code == 0 or (code == 2 and "is at work there" in words), words
     assert 0 in {code for _, code in answers}
     assert logs2rec("stage", "events", "--config", recipe).code == 0
-    assert rows_of(recipe.parent / "workspace") == undisturbed["events"]
+    assert rows_of(recipe.parent / "workspace") == rows_of(undisturbed.after("events"))

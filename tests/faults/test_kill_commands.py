@@ -43,13 +43,6 @@ def place(folder: Path, raw: Path, keys: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log") / "raw"
-    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
 def first_day(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace that one day is published in, up to the sequences."""
     recipe = place(tmp_path_factory.mktemp("first") / "run", raw, KEYS[0])
@@ -60,10 +53,10 @@ def first_day(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recipe.parent / "workspace"
 
 
-def published(workspace: Path) -> dict[str, list[str]]:
-    """Rows of all tables and the units in the ledger; one that was made again twice is there twice."""
+def published(workspace: Path, command: str) -> dict[str, list[str]]:
+    """Rows of all tables and the units in the ledger; a rebuild may have published some of these before it died."""
     rows = rows_of(workspace)
-    return {**rows, "runs": sorted(set(rows["runs"]))}
+    return {**rows, "runs": sorted(set(rows["runs"]))} if command == "rebuild" else rows
 
 
 def prepared(folder: Path, raw: Path, before: Path, command: str) -> Path:
@@ -83,7 +76,7 @@ def undisturbed(command: str, raw: Path, first_day: Path, tmp_path_factory: pyte
     started_at = time.monotonic()
     done = logs2rec(*COMMANDS[command], "--config", recipe)
     assert done.code == 0, done.stderr
-    return Undisturbed(first_day, published(recipe.parent / "workspace"), time.monotonic() - started_at)
+    return Undisturbed(first_day, published(recipe.parent / "workspace", command), time.monotonic() - started_at)
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
@@ -92,8 +85,8 @@ def test_killed_at_any_moment(
 ) -> None:
     recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
     process = started(*COMMANDS[command], "--config", recipe)
-    time.sleep(drawn(repetition, command).uniform(0.1, 0.95) * undisturbed.seconds)
+    time.sleep(drawn(repetition, command).uniform(0.1, 0.66) * undisturbed.seconds)
     kill_family(process)
     again = logs2rec(*COMMANDS[command], "--config", recipe)
     assert again.code == 0, again.stderr
-    assert published(recipe.parent / "workspace") == undisturbed.after
+    assert published(recipe.parent / "workspace", command) == undisturbed.after

@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.faults.conftest import Undisturbed
 from tests.faults.disturbance import REPETITIONS, drawn, fresh, rows_of
 from tests.pipelines.commands import SPARK, logs2rec
 
 pytestmark = pytest.mark.fault
 
-STAGES = ("events", "vocabularies", "histories", "sequences", "samples")
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log") / "raw"
-    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the workspace that each stage leaves, under the stage's name."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    recipe = fresh(folder / "run", raw)
-    for stage in STAGES:
-        done = logs2rec("stage", stage, "--config", recipe)
-        assert done.code == 0, done.stderr
-        shutil.copytree(recipe.parent / "workspace", folder / stage)
-    return folder
-
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 @pytest.mark.parametrize("stage", ["events", "histories", "sequences", "samples"])
 def test_killed_in_the_middle_of_a_file(
-    raw: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, repetition: int
+    raw: Path, undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, repetition: int
 ) -> None:
     daemon = {**SPARK["conf"], "spark.python.daemon.module": "tests.faults.dying_worker"}
     recipe = fresh(tmp_path / "run", raw, spark={**SPARK, "conf": daemon})
     workspace = recipe.parent / "workspace"
-    if stage != STAGES[0]:
-        shutil.copytree(undisturbed / STAGES[STAGES.index(stage) - 1], workspace)
+    undisturbed.before(stage, workspace)
     chance, marker = drawn(repetition, stage), tmp_path / "file"
     file, share = chance.randrange(2), chance.uniform(0.05, 0.95)
     monkeypatch.setenv("FAULT_TABLE", stage)
@@ -53,6 +31,6 @@ def test_killed_in_the_middle_of_a_file(
     done = logs2rec("stage", stage, "--config", recipe)
     assert done.code == 0, done.stderr
     assert marker.with_name(f"file{file}").exists(), "no task wrote that file of the table: nothing was killed"
-    assert rows_of(workspace) == rows_of(undisturbed / stage)
+    assert rows_of(workspace) == rows_of(undisturbed.after(stage))
     files = (workspace / "lake" / stage).rglob("*.parquet")
     assert any(f.read_bytes()[-4:] != b"PAR1" for f in files), "the first try left no part of a file"

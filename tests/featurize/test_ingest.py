@@ -365,8 +365,29 @@ def test_each_arrival_is_judged_by_itself(spark: SparkSession, tmp_path: Path, l
     with pytest.raises(DataRefused, match=rf"arrival {days[1]}: 1 of 5 rows are bad \(20\.0%.*most in {days[1]}/log"):
         run(spark, lake, dated, tmp_path)
     assert committed(lake) == {}
+    write_lines(tmp_path / days[1] / "log")
+    with pytest.raises(DataRefused, match=rf"arrival {days[1]} holds no row in 1 file"):
+        run(spark, lake, dated, tmp_path)
     result = run(spark, lake, dated, tmp_path, days[:1])
     assert result.accounts[days[0]]["events"] == 99
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"item": "ii"}, "item \\(column 'ii'\\)"),
+        ({"event_id": "idd"}, "event_id \\(column 'idd'\\)"),
+        ({"label": {"column": "act", "one_of": ["buy"]}}, "label \\(column 'act'\\)"),
+        ({"event_id": None, "key": ["u", "no"]}, "key \\(column 'no'\\)"),
+    ],
+)
+def test_a_column_that_is_nowhere_is_named(
+    spark: SparkSession, tmp_path: Path, lake: Lake, changes: dict[str, Any], named: str
+) -> None:
+    write_lines(tmp_path / "log", *(good(n) for n in range(9)))
+    with pytest.raises(DataRefused, match=f"no row of this log has the column of {named}; correct it"):
+        run(spark, lake, log_contract("log", **changes), tmp_path)
+    assert committed(lake) == {}
 
 
 def test_nothing_is_committed_when_a_file_cannot_be_used(spark: SparkSession, tmp_path: Path, lake: Lake) -> None:

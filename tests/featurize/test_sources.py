@@ -107,6 +107,18 @@ class TestListing:
         (after,) = list_files(tmp_path, source("a.json"))
         assert after.etag != before.etag
 
+    def test_linked_folders_are_read_once_and_links_upwards_end(self, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere" / "hour"
+        elsewhere.mkdir(parents=True)
+        (elsewhere / "part.json").write_text("{}")
+        day = tmp_path / "data" / "clicks" / "2026-01-01"
+        day.mkdir(parents=True)
+        (day / "a").symlink_to(elsewhere.parent)
+        (day / "b").symlink_to(elsewhere.parent)
+        (elsewhere / "up").symlink_to(tmp_path / "data" / "clicks")
+        found = list_files(tmp_path / "data", source("clicks/{date}"))
+        assert [f.path for f in found] == ["clicks/2026-01-01/a/hour/part.json"]
+
 
 class TestSplits:
     def shares(self, root: Path, needed: list[str], fmt: str = "csv", **over: Any) -> list[Any]:

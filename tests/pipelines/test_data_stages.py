@@ -164,6 +164,24 @@ def test_an_older_run_date_never_sees_todays_side_file(spark: SparkSession, fold
     assert "late" in stored["key"].to_pylist()
 
 
+@pytest.mark.parametrize("source", ["log", "items"])
+def test_nor_does_it_under_another_contract(spark: SparkSession, folder: Path, source: str) -> None:
+    """A field that is new since: the older day keeps its snapshot, and one of other columns counts from today."""
+    for day in DAYS[3:]:
+        data_run(folder, "w", until="events", last=day)
+    items = folder / "raw" / "items.jsonl"
+    items.write_text(items.read_text() + json.dumps({"item_id": "late", "category": "of the future"}) + "\n")
+    recipe, contract = open_recipe(small_recipe(folder, workspace=str(folder / "w")))
+    new = contract.fields[0].model_copy(update={"name": "extra", "column": "category", "source": source})
+    with Context(
+        recipe, contract.model_copy(update={"fields": (*contract.fields, new)}), Progress(1), last=DAYS[3]
+    ) as ctx:
+        data = run_data(ctx, until="events")
+    stored = ctx.lake.read("item_features", data.versions["item_features"]).to_pylist()
+    assert {r["arrival"] for r in stored if r["key"] == "late"} == ({DAYS[4]} if source == "items" else set())
+    assert DAYS[3] in {r["arrival"] for r in stored}
+
+
 def test_a_field_that_is_nowhere_in_the_log_is_named(spark: SparkSession, folder: Path) -> None:
     recipe, contract = open_recipe(small_recipe(folder))
     fields = (*contract.fields, contract.fields[0].model_copy(update={"name": "colour", "column": "colur"}))

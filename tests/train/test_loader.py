@@ -17,6 +17,7 @@ from train.loader import Ragged, RankingData, SequenceData, batches, steps_per_e
 
 AS_OF = "2024-03-02"
 TS = datetime(2024, 3, 1, tzinfo=UTC)
+MARKS = ([True, True], [False, True])
 
 
 def write_sequences(
@@ -122,6 +123,23 @@ class TestSequenceData:
         batch = data.batch(np.arange(len(data)))  # of row 1 nothing is left to predict; row 3 is as ever
         assert batch.items_BL.tolist() == [[2, 3, 4], [0, 3, 5], [0, 0, 8]]
         assert batch.targets_BL.tolist() == [[0, 4, 5], [0, 5, 0], [0, 0, 9]]
+
+    def test_marks_decide_the_order_where_items_tie(self, tmp_path):
+        rows = [{"as_of": AS_OF, "split": "train", "user": "u", "items": [2, 3], "is_target": m} for m in MARKS]
+        orders = []
+        for name, order in (("a", rows), ("b", rows[::-1])):
+            write_deltalake(tmp_path / name / "sequences", pa.Table.from_pylist(order, SEQUENCES.schema))
+            data = SequenceData.from_lake(Lake(tmp_path / name), 0, AS_OF, "train")
+            orders.append(data.next_items.left_padded(np.arange(len(data))).tolist())
+        assert orders[0] == orders[1]
+
+    def test_of_the_history_what_was_only_seen_is_not_taken(self, tmp_path):
+        rows = {"as_of": AS_OF, "split": "valid", "user": "u", "items": [2, 3, 4], "is_target": [True, False, True]}
+        table = pa.Table.from_pylist([{**rows, "target": 3, "target_ts": TS, "target_known": True}], SEQUENCES.schema)
+        write_deltalake(tmp_path / "sequences", table)
+        data = SequenceData.from_lake(Lake(tmp_path), 0, AS_OF, "valid")
+        assert data.batch(np.arange(1)).items_BL.tolist() == [[2, 3, 4]]
+        assert data.histories(np.arange(1)).tolist() == [[2, 0, 4]]
 
     def test_evaluation(self, tmp_path):
         lake = write_sequences(tmp_path, [], [([2, 3, 4], 5, True), ([], 6, True), ([7], 8, False), ([7], 1, True)])

@@ -1,0 +1,50 @@
+"""The log that most fault tests share, and what each stage leaves of it if nobody disturbs it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.faults.disturbance import STAGES, fresh
+from tests.pipelines.commands import logs2rec
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """Workspaces as the stages leave them, one after the other."""
+
+    folder: Path
+    seconds: dict[str, float]
+    """How long each stage's command took."""
+
+    def after(self, stage: str) -> Path:
+        return self.folder / stage
+
+    def before(self, stage: str, workspace: Path) -> None:
+        """Put the workspace there as the stage finds it."""
+        if stage != STAGES[0]:
+            shutil.copytree(self.folder / STAGES[STAGES.index(stage) - 1], workspace)
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("log") / "raw"
+    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder, seconds = tmp_path_factory.mktemp("undisturbed"), {}
+    recipe = fresh(folder / "run", raw)
+    for stage in STAGES:
+        begun = time.monotonic()
+        done = logs2rec("stage", stage, "--config", recipe)
+        assert done.code == 0, done.stderr
+        seconds[stage] = time.monotonic() - begun
+        shutil.copytree(recipe.parent / "workspace", folder / stage)
+    return Undisturbed(folder, seconds)
