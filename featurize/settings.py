@@ -37,8 +37,8 @@ class SequenceSettings(Settings):
     valid_share: float = Field(0.1, gt=0, lt=1)
     """per_user_ratio: share of each user's remaining latest events (rounded up) that is the validation window."""
     k_core: int | None = Field(None, ge=2)
-    """Leave out users and items with fewer than this many events, again and again until none is left to remove;
-    not with temporal, where it would choose them by events of the future."""
+    """Leave out users and items with fewer than this many events (of context too: they are part of the sequence),
+    again and again until none is left to remove; not with temporal, where it would choose them by the future."""
     buckets: int = Field(8, ge=1, le=10_000)
     """Buckets of the table `histories`, by user hash; a task holds one. Fixed once the table is there."""
     base_every: int = Field(7, ge=1)

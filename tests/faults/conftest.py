@@ -33,7 +33,7 @@ class Undisturbed:
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("log") / "raw"
-    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 4, "--seed", 5).code == 0
+    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 5, "--seed", 5).code == 0
     return folder
 
 

@@ -16,7 +16,7 @@ from tests.pipelines.commands import RECIPES, logs2rec
 pytestmark = pytest.mark.fault
 
 COMMANDS = {
-    "backfill": ["backfill", "--from", "2026-01-02", "--to", "2026-01-04", "--stage", "sequences"],
+    "backfill": ["backfill", "--from", "2026-01-04", "--to", "2026-01-05", "--stage", "sequences"],
     "rebuild": ["stage", "events", "--rebuild"],
     "rekey": ["rekey"],
 }
@@ -43,12 +43,11 @@ def place(folder: Path, raw: Path, keys: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first_day(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace that one day is published in, up to the sequences."""
+def first_days(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace as the day finds it that the backfill begins with; sequences need three days to split."""
     recipe = place(tmp_path_factory.mktemp("first") / "run", raw, KEYS[0])
-    done = logs2rec(
-        "backfill", "--config", recipe, "--from", "2026-01-01", "--to", "2026-01-02", "--stage", "sequences"
-    )
+    day = "2026-01-03"
+    done = logs2rec("backfill", "--config", recipe, "--from", day, "--to", day, "--stage", "sequences")
     assert done.code == 0, done.stderr
     return recipe.parent / "workspace"
 
@@ -71,12 +70,12 @@ def command(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(command: str, raw: Path, first_day: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    recipe = prepared(tmp_path_factory.mktemp(command) / "run", raw, first_day, command)
+def undisturbed(command: str, raw: Path, first_days: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    recipe = prepared(tmp_path_factory.mktemp(command) / "run", raw, first_days, command)
     started_at = time.monotonic()
     done = logs2rec(*COMMANDS[command], "--config", recipe)
     assert done.code == 0, done.stderr
-    return Undisturbed(first_day, published(recipe.parent / "workspace", command), time.monotonic() - started_at)
+    return Undisturbed(first_days, published(recipe.parent / "workspace", command), time.monotonic() - started_at)
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))

@@ -326,7 +326,7 @@ def future_of(shop: Shop) -> list[dict[str, Any]]:
 def test_a_planted_future_changes_nothing_before_it(spark: SparkSession, tmp_path: Path, contract: Contract) -> None:
     """Events from noon of the ninth day on, a side row that holds from then and a snapshot that comes then."""
     noon = START + timedelta(days=8, hours=12)
-    shop = Shop(spark, tmp_path / "lake", contract, [e for e in random_log(7) if e["ts"] < noon] + random_log(8)[:0])
+    shop = Shop(spark, tmp_path / "lake", contract, [e for e in random_log(7) if e["ts"] < noon])
     over = {"history": 3, "split": "per_user_ratio", "negatives": 2}
     shop.log.append(
         {**make_event(8000, "u0", "i0", START + timedelta(days=11), "buy", random.Random(0)), "label": None}
