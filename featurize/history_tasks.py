@@ -62,12 +62,13 @@ class Rules:
 
 def blocks(group: Group, rules: Rules) -> Iterator[pa.RecordBatch]:
     """One batch (BLOCK) for every bucket that has events in the group, or one that says what is wrong with them."""
-    tables = [_read(path, rules) for path, *_ in group.files]
+    tables, masks = zip(*(_read(path, rules) for path, *_ in group.files), strict=True)
     for table, (path, _, midnight) in zip(tables, group.files, strict=True):
         if strange := _outside(table, midnight):
             yield _block(0, group.number, _PROBLEM, f"events file {path!r} {strange}".encode())
             return
     ranks = np.repeat([rank for _, rank, _ in group.files], [t.num_rows for t in tables])
+    sources = [(path, mask, t.num_rows) for (path, *_), mask, t in zip(group.files, masks, tables, strict=True)]
     log = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
     if not log.num_rows:
         return
@@ -81,7 +82,7 @@ def blocks(group: Group, rules: Rules) -> Iterator[pa.RecordBatch]:
         _indices(log["item"].chunk(0), ranks, rules.vocabulary),
         log["ts"].chunk(0).cast(pa.int64()).to_numpy(),
         is_target,
-        lambda: pa.concat_arrays([_ids(path, rules) for path, *_ in group.files]),
+        lambda places: _ids(sources, places),
     )
     table = merging.grouped(events, rules.cap, keep_ids=group.shared)
     bucket = bucket_of(table["user"].combine_chunks(), rules.buckets)
@@ -107,20 +108,43 @@ def _outside(table: pa.Table, midnight: int) -> str | None:
     return f"has times from {span['min']} to {span['max']} us: its day begins at {midnight} us"
 
 
-def _read(path: str, rules: Rules) -> pa.Table:
+def _read(path: str, rules: Rules) -> tuple[pa.Table, pa.Array | None]:
+    """The events of a file that stand in histories, and the mask that chose them; None: all."""
     columns = ["user", "item", "ts", *(["type"] if rules.targets else [])]
     file = pq.ParquetFile(path, read_dictionary=["user", "item", "type"])
     table = file.read(columns, use_threads=False)
     kept = _kept(path, table, rules)
-    return table if kept is None else table.filter(kept)
+    return (table if kept is None else table.filter(kept)), kept
 
 
-def _ids(path: str, rules: Rules) -> pa.Array:
-    file = pq.ParquetFile(path, read_dictionary=["type"])
-    table = file.read(["event_id", *(["type"] if rules.targets else [])], use_threads=False)
-    kept = _kept(path, table, rules)
-    ids = (table if kept is None else table.filter(kept))["event_id"]
-    return ids.cast(pa.large_string()).combine_chunks()
+def _ids(sources: Sequence[tuple[str, pa.Array | None, int]], places: np.ndarray) -> pa.Array:
+    """Event ids at these places in the chosen rows of (path, mask, how many rows it chose), end to end."""
+    order = np.argsort(places)
+    wanted, start = places[order], 0
+    found: list[pa.Array] = []
+    for path, mask, count in sources:
+        here = wanted[slice(*np.searchsorted(wanted, (start, start + count)))] - start
+        if mask is not None:
+            here = np.flatnonzero(mask.to_numpy(zero_copy_only=False))[here]
+        found += _ids_in(path, here)
+        start += count
+    back = np.empty_like(order)
+    back[order] = np.arange(len(order))
+    return pa.concat_arrays(found).take(pa.array(back))
+
+
+def _ids_in(path: str, rows: np.ndarray) -> Iterator[pa.Array]:
+    """Event ids at ascending rows of a file; a batch is in memory at a time, row groups without any are not read."""
+    file, start = pq.ParquetFile(path), 0
+    for group in range(file.num_row_groups):
+        end = start + file.metadata.row_group(group).num_rows
+        low, high = np.searchsorted(rows, (start, end))
+        if low < high:
+            for batch in file.iter_batches(1 << 16, row_groups=[group], columns=["event_id"], use_threads=False):
+                here = rows[slice(*np.searchsorted(rows, (start, start + batch.num_rows)))] - start
+                yield batch.column(0).take(pa.array(here)).cast(pa.large_string())
+                start += batch.num_rows
+        start = end
 
 
 def _kept(path: str, table: pa.Table, rules: Rules) -> pa.Array | None:

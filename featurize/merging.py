@@ -30,8 +30,8 @@ class Events:
     ts: np.ndarray
     is_target: np.ndarray | None
     """None: all of them are."""
-    ids: Callable[[], pa.Array]
-    """Event ids, read only when two events of a user have one time."""
+    ids: Callable[[np.ndarray], pa.Array]
+    """Event ids at these places; asked only for events of a user that have one time, and with `keep_ids`."""
 
 
 def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
@@ -40,7 +40,7 @@ def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
     first_target is that of all events given, cut or not. With `keep_ids` the rows also carry ids and never lose
     the first target, so that they can be grouped again together with others.
     """
-    order, ids = _time_order(events)
+    order = _time_order(events)
     codes = events.codes[order]
     first = np.flatnonzero(np.diff(codes, prepend=-1)) if len(codes) else np.zeros(0, np.int64)
     ends = np.append(first[1:], len(codes)).astype(np.int64)
@@ -53,7 +53,7 @@ def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
         "items": items,
         "ts": ts,
         "is_target": is_target,
-        "ids": ids().take(pa.array(order)) if keep_ids else None,
+        "ids": events.ids(order) if keep_ids else None,
     }
     if np.any(starts > first):
         kept = np.zeros(len(codes), bool)
@@ -83,18 +83,18 @@ def regrouped(tables: Sequence[pa.Table], cap: int, *, keep_ids: bool = False) -
             flat(whole, "items"),
             flat(whole, "ts"),
             flat(whole, "is_target") if has_targets(whole) else None,
-            lambda: pc.list_flatten(whole["ids"].combine_chunks()),
+            pc.list_flatten(whole["ids"].combine_chunks()).take,
         ),
         cap,
         keep_ids=keep_ids,
     )
 
 
-def _time_order(events: Events) -> tuple[np.ndarray, Callable[[], pa.Array]]:
-    """Positions in order of (user, ts, id), and the ids; ids are looked at only where times tie."""
+def _time_order(events: Events) -> np.ndarray:
+    """Positions in order of (user, ts, id); ids are looked at only where times tie."""
     codes, ts = events.codes, events.ts
     if not len(ts):
-        return np.zeros(0, np.int64), events.ids
+        return np.zeros(0, np.int64)
     low = int(ts.min())
     bits = (int(ts.max()) - low).bit_length()
     if bits + int(codes.max()).bit_length() < 63:
@@ -106,15 +106,14 @@ def _time_order(events: Events) -> tuple[np.ndarray, Callable[[], pa.Array]]:
         order = np.lexsort((ts, codes))
         tied = (np.diff(codes[order]) == 0) & (np.diff(ts[order]) == 0)
     if not tied.any():
-        return order, events.ids
-    ids = events.ids()
+        return order
     member = np.append(tied, False) | np.insert(tied, 0, False)
     places = np.flatnonzero(member)
     run = np.cumsum(np.insert(~tied, 0, True))[places]
-    rows = pa.table({"run": run, "id": ids.take(pa.array(order[places]))})
+    rows = pa.table({"run": run, "id": events.ids(order[places])})
     sorted_places = pc.sort_indices(rows, [("run", "ascending"), ("id", "ascending")]).to_numpy()
     order[places] = order[places][sorted_places]
-    return order, lambda: ids
+    return order
 
 
 def trimmed(tables: Sequence[pa.Table], cap: int) -> list[pa.Table]:

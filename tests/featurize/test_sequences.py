@@ -62,7 +62,7 @@ def of(
             items[of_day],
             times[of_day],
             targets[of_day],
-            lambda of_day=of_day: pa.array([f"{n:03d}" for n in of_day]),  # type: ignore[misc]
+            lambda places, of_day=of_day: pa.array([f"{n:03d}" for n in of_day[places]]),  # type: ignore[misc]
         )
         parts.append((str(date(1970, 1, 1) + timedelta(days=day)), merging.grouped(events_, cap)))
     cuts = cutting.pieces(parts, Cut.of(split, TODAY, length, cap, shares))
