@@ -83,7 +83,7 @@ class Pieces:
             return self.items[:0]
         if self.starts[0] == 0 and np.array_equal(self.starts[1:], self.ends[:-1]):
             return self.items[: self.ends[-1]]
-        return self.items[merging.ranges(self.starts, self.ends - self.starts)]
+        return self.items.take(merging.ranges(self.starts, self.ends - self.starts))
 
 
 def columns_of(cut: Cut) -> list[str]:
@@ -251,7 +251,7 @@ def _events(cut: Pieces, starts: np.ndarray, ends: np.ndarray) -> dict[str, pa.A
 def _lists(values: np.ndarray, starts: np.ndarray, ends: np.ndarray, kind: pa.DataType = _INT32) -> pa.Array:
     lengths = ends - starts
     offsets = pa.array(np.append(0, np.cumsum(lengths)), pa.int32())
-    return pa.ListArray.from_arrays(offsets, pa.array(values[merging.ranges(starts, lengths)], kind))
+    return pa.ListArray.from_arrays(offsets, pa.array(values.take(merging.ranges(starts, lengths)), kind))
 
 
 def read(files: Sequence[tuple[str, str]], columns: Sequence[str]) -> list[Part]:

@@ -77,15 +77,12 @@ def each(spark: SparkSession, count: int, work: Callable[[int], Iterable[bytes]]
     """
     tasks = min(count, max(spark.sparkContext.defaultParallelism, -(-size // BYTES_PER_TASK)))
 
-    def task(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for number in batch.column("id").to_pylist():
-                yield from (pa.RecordBatch.from_pydict({"payload": [p]}, _PAYLOAD) for p in work(number))
+    def task(numbers: Iterable[int]) -> Iterator[bytes]:
+        for number in numbers:
+            yield from work(number)
 
-    return [bytes(r.payload) for r in spark.range(0, count, 1, tasks).mapInArrow(task, "payload binary").collect()]
-
-
-_PAYLOAD = pa.schema([("payload", pa.binary())])
+    # Half the time of a DataFrame job that does nothing: there is no plan to make.
+    return spark.sparkContext.parallelize(range(count), tasks).mapPartitions(task).collect()
 
 
 def _write_runs(folder: str, table: Table, batches: Iterator[pa.RecordBatch], number: int = 0) -> Iterator[DataFile]:

@@ -138,14 +138,13 @@ def trimmed(tables: Sequence[pa.Table], cap: int) -> list[pa.Table]:
 
 def _last(table: pa.Table, kept: np.ndarray) -> pa.Table:
     """The last `kept` events of each row; rows without any are dropped."""
-    ends = np.cumsum(lengths_of(table))
-    chosen = ranges(ends - kept, kept)
+    have = lengths_of(table)
+    chosen = np.ones(int(have.sum()), bool)
+    chosen[ranges(np.cumsum(have) - have, have - kept)] = False  # what goes is mostly little
     some = kept > 0
     rows = table.filter(pa.array(some))
     columns = {n: rows[n].combine_chunks() for n in table.schema.names if n not in LISTS}
-    columns |= {
-        n: _taken(flat(table, n), chosen) if filled(table, n) else None for n in LISTS if n in table.column_names
-    }
+    columns |= {n: flat(table, n)[chosen] if filled(table, n) else None for n in LISTS if n in table.column_names}
     return table_of(columns, kept[some]).select(table.schema.names)
 
 
@@ -174,7 +173,7 @@ def merged(tables: Sequence[pa.Table], columns: Sequence[str]) -> Merged:
     counts[source, code] = lengths
     order = np.argsort(code * max(1, len(tables)) + source)
     places = ranges((np.cumsum(lengths) - lengths)[order], lengths[order])
-    out = {c: np.concatenate([flat(t, c) for t in tables])[places] if tables else np.zeros(0) for c in columns}
+    out = {c: np.concatenate([flat(t, c) for t in tables]).take(places) if tables else np.zeros(0) for c in columns}
     return Merged(coded.dictionary.take(pa.array(by_name)), np.cumsum(counts.sum(axis=0)), out, counts)
 
 
@@ -219,7 +218,9 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """
     total = int(lengths.sum())
     shift = starts - (np.cumsum(lengths) - lengths)
-    return np.arange(total) + np.repeat(shift, lengths)
+    out = np.repeat(shift, lengths)
+    out += np.arange(total)
+    return out
 
 
 def lengths_of(table: pa.Table) -> np.ndarray:

@@ -65,6 +65,7 @@ def write_file(
 ) -> DataFile:
     """Write rows of ONE partition as a new, fsynced Parquet file and report it; nothing is committed.
 
+    The folders that lead to it are synced by the commit: each once, not once per file.
     Names are random, so a retried or speculative task never touches another attempt's file; `order` stands in
     front, so that readers, which go by path, see the rows in the same order after every rebuild. `distinct` names
     lists of numbers of which most differ: they are stored without a dictionary, in half the time. Raises
@@ -85,8 +86,6 @@ def write_file(
             pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18, **_encoding(rows, distinct))
             sink.flush()
             os.fsync(sink.fileno())
-        for parent in (target.parent, *target.parent.parents)[: len(table.partition_by) + 1]:
-            sync(parent)  # up to the table's: each may be new
     except OSError as error:
         target.unlink(missing_ok=True)
         raise CommitError(
@@ -218,6 +217,7 @@ def _land(
     before = {a: delta.transaction_version(a) or 0 for a in app_ids}
     carried = {**metadata, COMMIT_ID: commit_id, TRANSACTIONS: str(len(app_ids))}
     folder = lake.path(table.name)
+    _sync_folders(folder, table, files)
     for _ in range(_ATTEMPTS):
         failure: Exception | None = None
         try:
@@ -249,6 +249,20 @@ def _land(
     raise CommitConflict(
         f"table {table.name!r}: other writers came first {_ATTEMPTS} times; run the command again"
     ) from failure
+
+
+def _sync_folders(folder: str, table: Table, files: Sequence[DataFile]) -> None:
+    """Flush the entries of every folder that leads to the files, up to the table's: each may be new."""
+    levels = len(table.partition_by) + 1
+    leading = {parent for file in files for parent in list((Path(folder) / file.path).parents)[:levels]}
+    try:
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(sync, leading))
+    except OSError as error:
+        raise CommitError(
+            f"table {table.name!r}: the folders of its new files cannot be made durable ({brief(error)}); nothing was "
+            "committed: mend the disk, and run the command again"
+        ) from error
 
 
 def _transact(

@@ -35,6 +35,18 @@ def test_a_cluster_is_not_told_to_find_the_driver_on_loopback() -> None:
     assert "spark.driver.bindAddress" not in wanted
 
 
+@pytest.mark.parametrize(
+    ("master", "folder", "there"),
+    [("local[2]", "/scratch", True), ("local[2]", "/" + "s" * 70, False), ("spark://host:7077", "/scratch", False)],
+)
+def test_workers_talk_over_unix_sockets_where_these_can_lie(master: str, folder: str, there: bool) -> None:
+    """The path of a socket has at most 104 characters; an executor elsewhere does not have our folder."""
+    wanted = properties(SparkSettings(master=master), "job", Path(folder))
+    sockets = {name: value for name, value in wanted.items() if "unix.domain.socket" in name}
+    prefix = "spark.python.unix.domain.socket"
+    assert sockets == ({f"{prefix}.enabled": "true", f"{prefix}.dir": folder} if there else {})
+
+
 def test_conf_wins_over_defaults() -> None:
     settings = SparkSettings(conf={"spark.ui.enabled": "true", "spark.executor.memory": "2g"})
     wanted = properties(settings, "job", Path("/scratch"))
