@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,20 @@ def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
     """A logs2rec command under way, whose words nobody reads."""
     command = [sys.executable, "-m", "pipelines.cli", *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def killed(command: Sequence[str], prepare: Callable[[Path], Path], folder: Path, seconds: float) -> Path:
+    """The recipe over which a command was killed after so many seconds; if it had ended by then, again after half."""
+    for attempt in range(5):
+        recipe = prepare(folder / str(attempt))
+        process = started(*command, "--config", recipe)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            kill_family(process)
+            return recipe
+        seconds /= 2
+    raise AssertionError(f"{command} always ended before it could be killed")
 
 
 def kill_family(process: subprocess.Popen[bytes]) -> None:

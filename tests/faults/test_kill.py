@@ -9,13 +9,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import Undisturbed
-from tests.faults.disturbance import REPETITIONS, drawn, fresh, kill_family, rows_of, started
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, rows_of
 from tests.pipelines.commands import ROOT, logs2rec
 
 pytestmark = pytest.mark.fault
@@ -52,10 +51,10 @@ def test_killed_at_a_point(
     undisturbed.before(stage, workspace)
     before = rows_of(workspace)
     command = ["-m", "tests.faults.killed", point, table, "stage", stage, "--config", str(recipe)]
-    killed = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert process.returncode == -signal.SIGKILL, process.stderr
     assert rows_of(workspace) == before  # nothing is half published
     again = logs2rec("stage", stage, "--config", recipe)
     assert again.code == 0, again.stderr
@@ -65,11 +64,9 @@ def test_killed_at_a_point(
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_killed_at_any_moment(raw: Path, undisturbed: Undisturbed, tmp_path: Path, repetition: int) -> None:
     """The driver and all its children, at a moment drawn from the first two thirds of an undisturbed run."""
-    recipe = fresh(tmp_path / "run", raw)
+    seconds = drawn(repetition).uniform(0.1, 0.66) * undisturbed.seconds["events"]
+    recipe = killed(["stage", "events"], lambda folder: fresh(folder, raw), tmp_path, seconds)
     workspace = recipe.parent / "workspace"
-    process = started("stage", "events", "--config", recipe)
-    time.sleep(drawn(repetition).uniform(0.1, 0.66) * undisturbed.seconds["events"])
-    kill_family(process)
     whole = rows_of(undisturbed.after("events"))
     assert set(rows_of(workspace)["runs"]) <= set(whole["runs"])
     again = logs2rec("stage", "events", "--config", recipe)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.disturbance import REPETITIONS, drawn, fresh, kill_family, rows_of, started
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, rows_of
 from tests.pipelines.commands import RECIPES, logs2rec
 
 pytestmark = pytest.mark.fault
@@ -82,10 +82,12 @@ def undisturbed(command: str, raw: Path, first_days: Path, tmp_path_factory: pyt
 def test_killed_at_any_moment(
     command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path, repetition: int
 ) -> None:
-    recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
-    process = started(*COMMANDS[command], "--config", recipe)
-    time.sleep(drawn(repetition, command).uniform(0.1, 0.66) * undisturbed.seconds)
-    kill_family(process)
+    seconds = drawn(repetition, command).uniform(0.1, 0.66) * undisturbed.seconds
+
+    def prepare(folder: Path) -> Path:
+        return prepared(folder, raw, undisturbed.before, command)
+
+    recipe = killed(COMMANDS[command], prepare, tmp_path, seconds)
     again = logs2rec(*COMMANDS[command], "--config", recipe)
     assert again.code == 0, again.stderr
     assert published(recipe.parent / "workspace", command) == undisturbed.after
