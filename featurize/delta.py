@@ -1,7 +1,8 @@
 """Delta through Spark without a Delta jar: tasks write Parquet files, the driver commits them.
 
 Reading: the files and schema of a pinned version, from the Delta log. Writing: `mapInArrow` writes
-files into the table's folder and returns one report row per file; infra.commit verifies and commits.
+files into the table's folder and returns one report row per file; infra.commit verifies and commits. Where
+tasks need numbers and no rows, `each` hands these out.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _ids(sources: Sequence[tuple[str, pa.Array | None, int]], places: np.ndarray
     """Event ids at these places in the chosen rows of (path, mask, how many rows it chose), end to end."""
     order = np.argsort(places)
     wanted, start = places[order], 0
-    found: list[pa.Array] = []
+    found = [pa.array([], pa.large_string())]
     for path, mask, count in sources:
         here = wanted[slice(*np.searchsorted(wanted, (start, start + count)))] - start
         if mask is not None:

@@ -53,7 +53,7 @@ def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
         "items": items,
         "ts": ts,
         "is_target": is_target,
-        "ids": events.ids(order) if keep_ids else None,
+        "ids": None,
     }
     if np.any(starts > first):
         kept = np.zeros(len(codes), bool)
@@ -63,8 +63,11 @@ def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
         chosen = np.flatnonzero(kept)
         columns = {n: _taken(c, chosen) if n in LISTS else c for n, c in columns.items()}
         lengths = np.add.reduceat(kept.astype(np.int64), first)
+        order = order[chosen]
     else:
         lengths = ends - first
+    if keep_ids:  # of those that stay: ids may be long
+        columns["ids"] = events.ids(order)
     has = target >= 0
     columns["first_target"] = pa.array(items[np.maximum(target, 0)], pa.int32(), mask=~has)
     columns["first_target_ts"] = pa.array(ts[np.maximum(target, 0)], _TS, mask=~has)
@@ -173,7 +176,11 @@ def merged(tables: Sequence[pa.Table], columns: Sequence[str]) -> Merged:
     counts[source, code] = lengths
     order = np.argsort(code * max(1, len(tables)) + source)
     places = ranges((np.cumsum(lengths) - lengths)[order], lengths[order])
-    out = {c: np.concatenate([flat(t, c) for t in tables]).take(places) if tables else np.zeros(0) for c in columns}
+    kinds = {"items": np.int32, "is_target": np.bool_}
+    out = {
+        c: np.concatenate([np.zeros(0, kinds.get(c, np.int64)), *(flat(t, c) for t in tables)]).take(places)
+        for c in columns
+    }
     return Merged(coded.dictionary.take(pa.array(by_name)), np.cumsum(counts.sum(axis=0)), out, counts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
 
+from infra import errors
 from infra.config import Settings
 from infra.errors import ConfigError, EnvironmentProblem, UsageError
 from infra.java import Java, find_java
@@ -56,7 +58,7 @@ appender.stderr.layout.pattern = %d{yyyy-MM-dd HH:mm:ss} %p %c{1}: %m%n%ex
 _EXIT_SECONDS = 30
 
 _SOCKET_FOLDER = 60
-"""Characters of a folder in which a Unix socket can lie: its path has 104 at most, of which Spark's name takes 42."""
+"""Bytes of a folder in which a Unix socket can lie: its path has 104 at most, of which Spark's name takes 42."""
 
 
 class SparkSettings(Settings):
@@ -97,6 +99,8 @@ def session(settings: SparkSettings, app_name: str) -> Iterator[SparkSession]:
     make them inside the job, not at module level. `collect` and `toPandas` give local times, as always
     with PySpark; Arrow batches are UTC.
 
+    A typed error that a task raised leaves as itself, not as Spark's account of it.
+
     Raises EnvironmentProblem when there is no Java or Spark does not start, UsageError when this process
     has an open session of other settings, ConfigError when spark-submit was told another value for a FIXED
     property.
@@ -120,9 +124,27 @@ def session(settings: SparkSettings, app_name: str) -> Iterator[SparkSession]:
             wanted = properties(settings, app_name, scratch)
             where = f"on Java {java.version} ({java.home}) with master {settings.master}"
         try:
-            yield _start(wanted, where)
+            spark = _start(wanted, where)
+            with _typed():
+                yield spark
         finally:
             _stop()
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Turn Spark's account of a task that failed for a reason of ours back into the error that the task raised."""
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        for name, words in re.findall(r"^infra\.errors\.(\w+): (.+)$", str(error), re.MULTILINE):
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, errors.Logs2RecError):
+                raise kind(words) from error
+        raise
 
 
 def submitted() -> bool:
@@ -181,7 +203,7 @@ def properties(settings: SparkSettings, app_name: str, scratch: Path) -> dict[st
     }
     if is_local(settings.master):
         defaults |= {"spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1"}
-        if len(str(scratch)) <= _SOCKET_FOLDER:  # over TCP every job with Python workers waits 40 ms longer
+        if len(os.fsencode(scratch)) <= _SOCKET_FOLDER:  # over TCP every job with Python workers waits 40 ms longer
             defaults |= {
                 "spark.python.unix.domain.socket.enabled": "true",
                 "spark.python.unix.domain.socket.dir": str(scratch),
@@ -254,7 +276,7 @@ def _start(wanted: Mapping[str, str], where: str) -> SparkSession:
 
     try:
         return SparkSession.builder.config(map=dict(wanted)).getOrCreate()
-    except (Py4JError, PySparkException) as error:
+    except (Py4JError, PySparkException, OSError) as error:
         raise EnvironmentProblem(
             f"Spark did not start {where}: "
             f"{' '.join(str(error).split())[:300]} - see Spark's own lines above, and run `logs2rec doctor`"

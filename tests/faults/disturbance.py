@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +56,23 @@ def started(*arguments: str | Path) -> subprocess.Popen[bytes]:
 
 
 def killed(command: Sequence[str], prepare: Callable[[Path], Path], folder: Path, seconds: float) -> Path:
-    """The recipe over which a command was killed after so many seconds; if it had ended by then, again after half."""
-    for attempt in range(5):
+    """The recipe over which a command was killed after so many seconds; if it had ended by then, again after less."""
+    for attempt in range(8):
         recipe = prepare(folder / str(attempt))
         process = started(*command, "--config", recipe)
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            kill_family(process)
-            return recipe
-        seconds /= 2
+            if kill_family(process):
+                return recipe
+        seconds *= 0.8
     raise AssertionError(f"{command} always ended before it could be killed")
 
 
-def kill_family(process: subprocess.Popen[bytes]) -> None:
-    """SIGKILL to a command and all its children."""
-    assert process.poll() is None, "the command ended before it could be killed"
-    for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-        if member.is_running():
-            member.kill()
-    process.wait()
+def kill_family(process: subprocess.Popen[bytes]) -> bool:
+    """SIGKILL to a command and all its children; whether that is what ended it."""
+    with suppress(psutil.NoSuchProcess):
+        for member in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+    return process.wait() == -signal.SIGKILL

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +14,7 @@ import pytest
 import yaml
 
 from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, rows_of
-from tests.pipelines.commands import RECIPES, logs2rec
+from tests.pipelines.commands import RECIPES, ROOT, logs2rec
 
 pytestmark = pytest.mark.fault
 
@@ -78,11 +81,25 @@ def undisturbed(command: str, raw: Path, first_days: Path, tmp_path_factory: pyt
     return Undisturbed(first_days, published(recipe.parent / "workspace", command), time.monotonic() - started_at)
 
 
+@pytest.mark.parametrize("point", ["between_commit_and_answer", "between_commits_and_ledger"])
+def test_killed_at_a_point(command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path, point: str) -> None:
+    """Tables are committed, and the ledger does not say so."""
+    recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
+    before = published(recipe.parent / "workspace", command)
+    arguments = ["-m", "tests.faults.killed", point, "events", *COMMANDS[command], "--config", str(recipe)]
+    process = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert published(recipe.parent / "workspace", command) == before
+    again = logs2rec(*COMMANDS[command], "--config", recipe)
+    assert again.code == 0, again.stderr
+    assert published(recipe.parent / "workspace", command) == undisturbed.after
+
+
 @pytest.mark.parametrize("repetition", range(REPETITIONS))
 def test_killed_at_any_moment(
     command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path, repetition: int
 ) -> None:
-    seconds = drawn(repetition, command).uniform(0.1, 0.66) * undisturbed.seconds
+    seconds = drawn(repetition, command).uniform(0.3, 0.95) * undisturbed.seconds
 
     def prepare(folder: Path) -> Path:
         return prepared(folder, raw, undisturbed.before, command)

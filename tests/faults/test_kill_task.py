@@ -1,4 +1,4 @@
-"""A Spark task killed in the middle of a file: the task is tried again, and nothing of the first try counts."""
+"""A Spark task killed in the middle of a file, or without room for one: nothing of what it began counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.committers import fill
 from tests.faults.conftest import Undisturbed
 from tests.faults.disturbance import REPETITIONS, drawn, fresh, rows_of
 from tests.pipelines.commands import SPARK, logs2rec
@@ -34,3 +35,23 @@ def test_killed_in_the_middle_of_a_file(
     assert rows_of(workspace) == rows_of(undisturbed.after(stage))
     files = (workspace / "lake" / stage).rglob("*.parquet")
     assert any(f.read_bytes()[-4:] != b"PAR1" for f in files), "the first try left no part of a file"
+
+
+@pytest.mark.parametrize("stage", ["histories", "sequences"])
+def test_a_task_finds_the_disk_full(
+    raw: Path, undisturbed: Undisturbed, small_disk: Path, tmp_path: Path, stage: str
+) -> None:
+    """The task's own error is what the command says; with room again the same command does it all."""
+    workspace = small_disk / "workspace"
+    recipe = fresh(tmp_path / "run", raw, workspace=str(workspace))
+    undisturbed.before(stage, workspace)
+    before = rows_of(workspace)
+    fill(small_disk, 32 << 10)  # enough for the lock and a log entry, not for a file of every bucket
+    failed = logs2rec("stage", stage, "--config", recipe)
+    assert failed.code == 1
+    assert "cannot be written ([Errno 28] No space left on device)" in " ".join(failed.stderr.split())
+    assert rows_of(workspace) == before
+    (small_disk / "filler").unlink()
+    again = logs2rec("stage", stage, "--config", recipe)
+    assert again.code == 0, again.stderr
+    assert rows_of(workspace) == rows_of(undisturbed.after(stage))

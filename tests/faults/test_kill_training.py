@@ -58,8 +58,7 @@ def test_killed_while_training(tmp_path: Path, repetition: int) -> None:
         if lines and max(lines) >= after:
             break
         time.sleep(0.05)
-    assert process.poll() is None, "training ended before it could be killed"
-    kill_family(process)
+    assert kill_family(process), "training ended before it could be killed"
     assert not list((tmp_path / "workspace" / "artifacts").glob("retrieval-adrec-*/MANIFEST.json"))
 
     again = logs2rec("stage", "train", "--config", recipe, *TRAINING, "--json")

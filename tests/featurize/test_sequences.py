@@ -301,6 +301,16 @@ BY_HAND = [
 ]
 
 
+@pytest.mark.parametrize(
+    "split", [{"split": "temporal"}, {"split": "leave_one_out"}, {"split": "per_user_ratio", "k_core": 2}]
+)
+def test_buckets_without_users(spark: SparkSession, tmp_path: Path, split: dict[str, Any]) -> None:
+    """Most logs fill every bucket, a first try with a handful of users does not."""
+    one, many = (build(spark, Lake(tmp_path / str(n)), BY_HAND, **split, buckets=n) for n in (1, 64))
+    assert brief(one[0]) == brief(many[0])
+    assert one[1] == many[1]
+
+
 def test_a_log_by_hand_in_spark(spark: SparkSession, lake: Lake) -> None:
     rows, _ = build(spark, lake, BY_HAND)
     assert brief(rows) == {

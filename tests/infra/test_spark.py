@@ -9,14 +9,17 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from pydantic import ValidationError
 
 from infra.config import parse
-from infra.errors import ConfigError
-from infra.spark import FIXED, SparkSettings, properties, submitted_properties
+from infra.errors import CommitError, ConfigError
+from infra.spark import FIXED, SparkSettings, _typed, properties, submitted_properties
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
 
 
 def test_defaults_retry_tasks_and_keep_local_sessions_on_loopback() -> None:
@@ -101,6 +104,24 @@ def test_wrong_settings_name_the_field_and_the_way_out(field: str, value: object
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValidationError):
         SparkSettings().master = "yarn"  # type: ignore[misc]
+
+
+def test_a_typed_error_of_a_task_leaves_the_session_as_itself(spark: SparkSession) -> None:
+    def refuse(_: Any) -> Any:
+        raise CommitError("table 'days', file x: no room; nothing was committed")
+
+    def fail(_: Any) -> Any:
+        raise ValueError("infra.errors.CommitError: not at the beginning of a line")
+
+    for job in (
+        lambda work: spark.sparkContext.parallelize(range(2), 2).mapPartitions(work).collect(),
+        lambda work: spark.range(2).mapInArrow(work, "id long").collect(),
+    ):
+        with pytest.raises(CommitError, match=r"^table 'days', file x: no room; nothing was committed$"), _typed():
+            job(refuse)
+        with pytest.raises(Exception, match="not at the beginning") as caught, _typed():
+            job(fail)
+        assert not isinstance(caught.value, CommitError)
 
 
 PRELUDE = """

@@ -128,7 +128,11 @@ class TestSequenceData:
         rows = [{"as_of": AS_OF, "split": "train", "user": "u", "items": [2, 3], "is_target": m} for m in MARKS]
         orders = []
         for name, order in (("a", rows), ("b", rows[::-1])):
-            write_deltalake(tmp_path / name / "sequences", pa.Table.from_pylist(order, SEQUENCES.schema))
+            write_deltalake(
+                tmp_path / name / "sequences",
+                pa.Table.from_pylist(order, SEQUENCES.schema),
+                partition_by=["as_of", "split"],
+            )
             data = SequenceData.from_lake(Lake(tmp_path / name), 0, AS_OF, "train")
             orders.append(data.next_items.left_padded(np.arange(len(data))).tolist())
         assert orders[0] == orders[1]
@@ -136,7 +140,7 @@ class TestSequenceData:
     def test_of_the_history_what_was_only_seen_is_not_taken(self, tmp_path):
         rows = {"as_of": AS_OF, "split": "valid", "user": "u", "items": [2, 3, 4], "is_target": [True, False, True]}
         table = pa.Table.from_pylist([{**rows, "target": 3, "target_ts": TS, "target_known": True}], SEQUENCES.schema)
-        write_deltalake(tmp_path / "sequences", table)
+        write_deltalake(tmp_path / "sequences", table, partition_by=["as_of", "split"])
         data = SequenceData.from_lake(Lake(tmp_path), 0, AS_OF, "valid")
         assert data.batch(np.arange(1)).items_BL.tolist() == [[2, 3, 4]]
         assert data.histories(np.arange(1)).tolist() == [[2, 0, 4]]
