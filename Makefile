@@ -48,7 +48,7 @@ lint: setup ## ruff and mypy
 	$(BIN)/mypy
 
 faults: setup ## break things on purpose, FAULT_REPETITIONS times each
-	FAULT_REPETITIONS=$(FAULT_REPETITIONS) $(BIN)/python -m pytest -m fault
+	FAULT_REPETITIONS=$(FAULT_REPETITIONS) $(BIN)/python -m pytest $(PARALLEL) -m fault
 
 slow: setup ## the tests that take minutes
 	$(BIN)/python -m pytest $(PARALLEL) -m slow

@@ -81,12 +81,19 @@ def undisturbed(command: str, raw: Path, first_days: Path, tmp_path_factory: pyt
     return Undisturbed(first_days, published(recipe.parent / "workspace", command), time.monotonic() - started_at)
 
 
-@pytest.mark.parametrize("point", ["between_commit_and_answer", "between_commits_and_ledger"])
-def test_killed_at_a_point(command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path, point: str) -> None:
+def test_killed_before_the_ledger(command: str, undisturbed: Undisturbed, raw: Path, tmp_path: Path) -> None:
     """Tables are committed, and the ledger does not say so."""
     recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
     before = published(recipe.parent / "workspace", command)
-    arguments = ["-m", "tests.faults.killed", point, "events", *COMMANDS[command], "--config", str(recipe)]
+    arguments = [
+        "-m",
+        "tests.faults.killed",
+        "between_commits_and_ledger",
+        "",
+        *COMMANDS[command],
+        "--config",
+        str(recipe),
+    ]
     process = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert published(recipe.parent / "workspace", command) == before
