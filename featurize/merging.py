@@ -145,8 +145,8 @@ def _last(table: pa.Table, kept: np.ndarray) -> pa.Table:
     chosen = np.ones(int(have.sum()), bool)
     chosen[ranges(np.cumsum(have) - have, have - kept)] = False  # what goes is mostly little
     some = kept > 0
-    rows = table.filter(pa.array(some))
-    columns = {n: rows[n].combine_chunks() for n in table.schema.names if n not in LISTS}
+    rows = table.select([n for n in table.schema.names if n not in LISTS]).filter(pa.array(some))
+    columns = {n: rows[n].combine_chunks() for n in rows.schema.names}
     columns |= {n: flat(table, n)[chosen] if filled(table, n) else None for n in LISTS if n in table.column_names}
     return table_of(columns, kept[some]).select(table.schema.names)
 
