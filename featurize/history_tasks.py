@@ -128,9 +128,7 @@ def _ids(sources: Sequence[tuple[str, pa.Array | None, int]], places: np.ndarray
             here = np.flatnonzero(mask.to_numpy(zero_copy_only=False))[here]
         found += _ids_in(path, here)
         start += count
-    back = np.empty_like(order)
-    back[order] = np.arange(len(order))
-    return pa.concat_arrays(found).take(pa.array(back))
+    return pa.concat_arrays(found).take(pa.array(merging.inverse(order)))
 
 
 def _ids_in(path: str, rows: np.ndarray) -> Iterator[pa.Array]:
@@ -168,9 +166,7 @@ def _among(column: pa.DictionaryArray, values: Sequence[str]) -> np.ndarray:
 def _by_bucket(column: pa.DictionaryArray, buckets: int) -> tuple[pa.Array, np.ndarray]:
     """Distinct users, those of a bucket side by side, and each row's place among them."""
     order = np.argsort(bucket_of(column.dictionary, buckets), kind="stable")
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    return column.dictionary.take(pa.array(order)), place[column.indices.to_numpy()]
+    return column.dictionary.take(pa.array(order)), merging.inverse(order)[column.indices.to_numpy()]
 
 
 def _indices(column: pa.DictionaryArray, ranks: np.ndarray, vocabulary: Sequence[tuple[str, int]]) -> np.ndarray:

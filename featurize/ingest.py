@@ -175,8 +175,8 @@ def _refuse_absent(plan: RowPlan, wanted: Mapping[str, str], parsed: DataFrame) 
         return
     if absent := [f"{name} (column {column!r})" for column, name in wanted.items() if column in nowhere]:
         raise DataRefused(
-            f"no row of this log has the column of {', '.join(absent)}; correct it in the contract"
-            "; nothing was published"
+            f"no row of this log has the column of {', '.join(absent)}; correct it in the contract; "
+            "nothing was published"
         )
 
 

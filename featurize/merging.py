@@ -61,7 +61,7 @@ def grouped(events: Events, cap: int, *, keep_ids: bool = False) -> pa.Table:
         if keep_ids:
             kept[target[target >= 0]] = True
         chosen = np.flatnonzero(kept)
-        columns = {n: _taken(c, chosen) if n in LISTS else c for n, c in columns.items()}
+        columns = {n: c if n not in LISTS or c is None else c[chosen] for n, c in columns.items()}
         lengths = np.add.reduceat(kept.astype(np.int64), first)
         order = order[chosen]
     else:
@@ -167,9 +167,7 @@ def merged(tables: Sequence[pa.Table], columns: Sequence[str]) -> Merged:
     users = [t["user"].combine_chunks() for t in tables]
     coded = pa.concat_arrays([pa.array([], pa.string()), *users]).dictionary_encode()
     by_name = pc.sort_indices(coded.dictionary).to_numpy()
-    rank = np.empty(len(by_name), np.int64)
-    rank[by_name] = np.arange(len(by_name))
-    code = rank[coded.indices.to_numpy()]
+    code = inverse(by_name)[coded.indices.to_numpy()]
     lengths = np.concatenate([np.zeros(0, np.int64), *(lengths_of(t) for t in tables)])
     counts = np.zeros((len(tables), len(by_name)), np.int64)
     source = np.repeat(np.arange(len(tables)), [len(u) for u in users])
@@ -230,6 +228,17 @@ def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return out
 
 
+def inverse(order: np.ndarray) -> np.ndarray:
+    """The place of each element in a permutation.
+
+    >>> inverse(np.array([2, 0, 1])).tolist()
+    [1, 2, 0]
+    """
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place
+
+
 def lengths_of(table: pa.Table) -> np.ndarray:
     """Events per row."""
     return pc.list_value_length(table["items"]).to_numpy().astype(np.int64)
@@ -251,9 +260,3 @@ def has_targets(table: pa.Table) -> bool:
 def filled(table: pa.Table, column: str) -> bool:
     """Whether a list column is there at all: it is null for every row, or for none."""
     return table[column].null_count == 0
-
-
-def _taken(column: Any, chosen: np.ndarray) -> Any:
-    if column is None:
-        return None
-    return column[chosen] if isinstance(column, np.ndarray) else column.take(pa.array(chosen))

@@ -69,6 +69,13 @@ def killed(command: Sequence[str], prepare: Callable[[Path], Path], folder: Path
     raise AssertionError(f"{command} always ended before it could be killed")
 
 
+def killed_at(point: str, table: str, *command: str | Path) -> None:
+    """Run a logs2rec command that SIGKILL ends at a named point of tests/faults/killed.py."""
+    arguments = [sys.executable, "-m", "tests.faults.killed", point, table, *map(str, command)]
+    process = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+
+
 def kill_family(process: subprocess.Popen[bytes]) -> bool:
     """SIGKILL to a command and all its children; whether that is what ended it."""
     with suppress(psutil.NoSuchProcess):

@@ -6,7 +6,6 @@ repetition (FAULT_REPETITIONS, 1 in CI).
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Undisturbed
-from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, rows_of
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, killed_at, rows_of
 from tests.pipelines.commands import ROOT, logs2rec
 
 pytestmark = pytest.mark.fault
@@ -50,11 +49,7 @@ def test_killed_at_a_point(
     workspace = recipe.parent / "workspace"
     undisturbed.before(stage, workspace)
     before = rows_of(workspace)
-    command = ["-m", "tests.faults.killed", point, table, "stage", stage, "--config", str(recipe)]
-    process = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed_at(point, table, "stage", stage, "--config", recipe)
     assert rows_of(workspace) == before  # nothing is half published
     again = logs2rec("stage", stage, "--config", recipe)
     assert again.code == 0, again.stderr

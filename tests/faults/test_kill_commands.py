@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, rows_of
-from tests.pipelines.commands import RECIPES, ROOT, logs2rec
+from tests.faults.disturbance import REPETITIONS, drawn, fresh, killed, killed_at, rows_of
+from tests.pipelines.commands import RECIPES, logs2rec
 
 pytestmark = pytest.mark.fault
 
@@ -85,17 +82,7 @@ def test_killed_before_the_ledger(command: str, undisturbed: Undisturbed, raw: P
     """Tables are committed, and the ledger does not say so."""
     recipe = prepared(tmp_path / "run", raw, undisturbed.before, command)
     before = published(recipe.parent / "workspace", command)
-    arguments = [
-        "-m",
-        "tests.faults.killed",
-        "between_commits_and_ledger",
-        "",
-        *COMMANDS[command],
-        "--config",
-        str(recipe),
-    ]
-    process = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+    killed_at("between_commits_and_ledger", "", *COMMANDS[command], "--config", recipe)
     assert published(recipe.parent / "workspace", command) == before
     again = logs2rec(*COMMANDS[command], "--config", recipe)
     assert again.code == 0, again.stderr

@@ -19,6 +19,7 @@ from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
 from infra.tables import FIELD_VALUES, ITEMS, events, side_features
 from tests.conftest import put
+from tests.featurize.warehouse import FORM
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -29,11 +30,7 @@ START = datetime(2024, 3, 1, tzinfo=UTC)
 DAYS = [(START + timedelta(n)).date().isoformat() for n in range(12)]
 TODAY = DAYS[11]
 SETTINGS: dict[str, Any] = {
-    "name": "log",
-    "source": {"path": "{date}", "format": "json"},
-    "user": "u",
-    "item": "i",
-    "time": {"column": "t", "unit": "s"},
+    **FORM,
     "type": {"column": "e"},
     "targets": ["buy"],
     "context": ["view"],

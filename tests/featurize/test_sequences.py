@@ -28,6 +28,7 @@ from infra.errors import DataRefused
 from infra.lake import Lake
 from infra.tables import ITEMS, events
 from tests.conftest import put
+from tests.featurize.warehouse import TYPED
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -220,19 +221,7 @@ def test_chunks_do_not_overlap_and_lose_one_event_at_most(counts: list[int], len
         assert all(2 <= len(c) <= length + 1 for c in cut)
 
 
-CONTRACT = Contract.model_validate(
-    {
-        "name": "log",
-        "source": {"path": "{date}", "format": "json"},
-        "user": "u",
-        "item": "i",
-        "time": {"column": "t", "unit": "s"},
-        "type": {"column": "e"},
-        "targets": ["click"],
-        "context": ["view"],
-        "label": {"column": "r", "at_least": 1},
-    }
-)
+CONTRACT = Contract.model_validate(TYPED)
 LOG = events([])
 START = datetime(2024, 1, 2, tzinfo=UTC)
 

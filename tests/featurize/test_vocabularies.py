@@ -23,17 +23,14 @@ from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
 from infra.tables import ITEMS, Kind, Table, events, side_features
 from tests.conftest import put
+from tests.featurize.warehouse import FORM
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 CONTRACT = Contract.model_validate(
     {
-        "name": "log",
-        "source": {"path": "{date}", "format": "json"},
-        "user": "u",
-        "item": "i",
-        "time": {"column": "t", "unit": "s"},
+        **FORM,
         "items": {"path": "items", "format": "json", "key": "i"},
         "fields": [
             {"name": "device", "kind": "categorical"},

@@ -17,20 +17,22 @@ from infra.tables import HISTORIES, ITEMS, events
 from tests.conftest import put
 
 LOG = events([])
-CONTRACT = Contract.model_validate(
-    {
-        "name": "log",
-        "source": {"path": "{date}", "format": "json"},
-        "user": "u",
-        "item": "i",
-        "time": {"column": "t", "unit": "s"},
-        "type": {"column": "e"},
-        "targets": ["click"],
-        "context": ["view"],
-        "label": {"column": "r", "at_least": 1},
-        "rules": {"window_days": 2},
-    }
-)
+FORM: dict[str, Any] = {
+    "name": "log",
+    "source": {"path": "{date}", "format": "json"},
+    "user": "u",
+    "item": "i",
+    "time": {"column": "t", "unit": "s"},
+}
+"""The contract of a log, as short as it can be; tests add what they are about."""
+TYPED = {
+    **FORM,
+    "type": {"column": "e"},
+    "targets": ["click"],
+    "context": ["view"],
+    "label": {"column": "r", "at_least": 1},
+}
+CONTRACT = Contract.model_validate({**TYPED, "rules": {"window_days": 2}})
 SETTINGS = SequenceSettings(buckets=2, base_every=2, history_cap=4, max_length=2)
 Row = dict[str, Any]
 
