@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from infra.errors import CommitError, DataRefused
 from infra.lake import Lake
@@ -75,17 +76,21 @@ def ensure(lake: Lake, table: Table, buckets: int) -> None:
     Raises DataRefused when the table was written with another function or count: its files would be read as
     those of other users.
     """
-    create(lake, table)
-    delta = lake.open(table.name)
+    delta = create(lake, table)
     if COUNT_KEY not in delta.metadata().configuration and not lake.files(table.name, delta.version()):
         properties = {FUNCTION_KEY: FUNCTION, COUNT_KEY: str(buckets)}
         delta.alter.set_table_properties(properties, raise_if_not_exists=False)
-    check(lake, table, buckets)
+        delta = lake.open(table.name)
+    _check(delta, table, buckets)
 
 
 def check(lake: Lake, table: Table, buckets: int) -> None:
     """Raise DataRefused unless the table's properties are these buckets, CommitError when it has none."""
-    stored = lake.open(table.name).metadata().configuration
+    _check(lake.open(table.name), table, buckets)
+
+
+def _check(delta: DeltaTable, table: Table, buckets: int) -> None:
+    stored = delta.metadata().configuration
     if FUNCTION_KEY not in stored or COUNT_KEY not in stored:
         raise CommitError(f"table {table.name!r} does not say how it is bucketed; use another workspace")
     if stored[FUNCTION_KEY] != FUNCTION:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ROWS_PER_FILE = 4 << 20
 #: Bytes that one task of `each` reads, as Spark's own scans.
 BYTES_PER_TASK = 128 << 20
+T = TypeVar("T")
 _REPORT = "path string, size long, rows long, partition string, stats string"
 
 
@@ -71,14 +72,14 @@ def task_number() -> int:
     return context.partitionId() if context is not None else 0
 
 
-def each(spark: SparkSession, count: int, work: Callable[[int], Iterable[bytes]], size: int = 0) -> list[bytes]:
+def each(spark: SparkSession, count: int, work: Callable[[int], Iterable[T]], size: int = 0) -> list[T]:
     """What `work` yields for 0 … count - 1; Spark hands out the numbers, no row passes through the JVM.
 
     Of little work (`size`: bytes to read, all together) a task takes several numbers: starting one costs more.
     """
     tasks = min(count, max(spark.sparkContext.defaultParallelism, -(-size // BYTES_PER_TASK)))
 
-    def task(numbers: Iterable[int]) -> Iterator[bytes]:
+    def task(numbers: Iterable[int]) -> Iterator[T]:
         for number in numbers:
             yield from work(number)
 

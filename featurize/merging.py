@@ -172,13 +172,13 @@ def merged(tables: Sequence[pa.Table], columns: Sequence[str]) -> Merged:
     counts = np.zeros((len(tables), len(by_name)), np.int64)
     source = np.repeat(np.arange(len(tables)), [len(u) for u in users])
     counts[source, code] = lengths
-    order = np.argsort(code * max(1, len(tables)) + source)
-    places = ranges((np.cumsum(lengths) - lengths)[order], lengths[order])
+    order = np.argsort(code, kind="stable")  # tables come in order of their users: runs, which this merges
+    starts = np.cumsum(lengths) - lengths
     kinds = {"items": np.int32, "is_target": np.bool_}
-    out = {
-        c: np.concatenate([np.zeros(0, kinds.get(c, np.int64)), *(flat(t, c) for t in tables)]).take(places)
-        for c in columns
-    }
+    out = {}
+    for c in columns:
+        values = np.concatenate([np.zeros(0, kinds.get(c, np.int64)), *(flat(t, c) for t in tables)])
+        out[c] = gathered(values, starts[order], lengths[order])
     return Merged(coded.dictionary.take(pa.array(by_name)), np.cumsum(counts.sum(axis=0)), out, counts)
 
 
@@ -216,16 +216,31 @@ def first_of(places: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.nda
 
 
 def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """start, start + 1, … of each range, end to end.
+    """start, start + 1, … of each range, end to end; 32 bits where they do, which is half the memory to go through.
 
     >>> ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
     """
     total = int(lengths.sum())
-    shift = starts - (np.cumsum(lengths) - lengths)
-    out = np.repeat(shift, lengths)
-    out += np.arange(total)
+    small = max(total, int((starts + lengths).max(initial=0))) < 1 << 31
+    kind = np.int32 if small else np.int64
+    out = np.repeat((starts - (np.cumsum(lengths) - lengths)).astype(kind), lengths)
+    out += np.arange(total, dtype=kind)
     return out
+
+
+def gathered(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """values[start], values[start + 1], … of each range, end to end.
+
+    >>> gathered(np.array([7, 8, 9]), np.array([2, 0]), np.array([1, 2])).tolist()
+    [9, 7, 8]
+    """
+    some = lengths > 0
+    if np.any(starts[some] < 0) or np.any((starts + lengths)[some] > len(values)):
+        raise IndexError(f"a range lies outside the {len(values)} values")
+    places = pa.array(ranges(starts, lengths))
+    # Arrow's take without a check of every place: a third of numpy's time.
+    return pc.take(pa.array(values), places, boundscheck=False).to_numpy(zero_copy_only=False)
 
 
 def inverse(order: np.ndarray) -> np.ndarray:

@@ -1,21 +1,26 @@
 """Histories to training sequences and evaluation targets, point-in-time correct.
 
-A task per bucket reads its histories with Arrow, cuts them, and writes its files; Spark distributes the numbers of
-the buckets and nothing else.
+A task per bucket reads its histories with Arrow, once, cuts them, and writes its files; Spark distributes the numbers
+of the buckets and nothing else. Whether a target's item was trained on is mostly known from the bucket alone; rows
+that need the other buckets' word for it wait in files of their own, which are then written again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from featurize import cutting, delta, histories
 from featurize.core import core_items
 from featurize.cutting import Cut
-from featurize.history_tasks import report, reported
-from infra.commit import commit, write_file
+from infra.commit import DataFile, commit, write_file
 from infra.errors import AuditError, EmptySplit
 from infra.lake import Lake
 from infra.tables import SEQUENCES
@@ -26,6 +31,9 @@ if TYPE_CHECKING:
     from featurize.settings import SequenceSettings
 
 SPLITS = ("train", "valid", "test")
+
+ALONE = 1 << 20
+"""Bytes of undecided rows that the driver writes itself: a Spark job would take longer than that."""
 
 
 def build(
@@ -51,59 +59,109 @@ def build(
         settings.k_core,
     )
     alive = core_items(spark, files, cut.cap, cut.k_core) if cut.k_core is not None else None
-    seen = _seen(spark, files, cut, alive)
-    written = [reported(p) for p in _write(spark, lake, files, cut, alive, seen, day)]
-    for file, facts in written:
+    buckets = _cut(spark, lake, files, cut, alive, day)
+    for file, facts in (report for b in buckets for report in (*b.files, *b.undecided)):
         _audit(file.partition["split"], facts, cut, file.path)
-    rows = {split: sum(f.rows for f, _ in written if f.partition["split"] == split) for split in SPLITS}
+    written = [file for b in buckets for file, _ in b.files]
+    written += _decided(spark, lake, [file for b in buckets for file, _ in b.undecided], _together(buckets))
+    rows = {split: sum(f.rows for f in written if f.partition["split"] == split) for split in SPLITS}
     if not rows["train"]:
         raise EmptySplit(
             f"sequences: no user has two events to train on before {day}; check sequences.split and the dates "
             "(a clock far ahead is kept out by rules.max_time)"
         )
-    version = commit(lake, SEQUENCES, [f for f, _ in written], replace={"as_of": [day]}, metadata=metadata)
+    version = commit(lake, SEQUENCES, written, replace={"as_of": [day]}, metadata=metadata)
     return {SEQUENCES.name: version}, rows
 
 
-def _seen(spark: SparkSession, files: histories.Files, cut: Cut, alive: np.ndarray | None) -> np.ndarray:
+@dataclass(frozen=True)
+class _Bucket:
+    """What a task made of a bucket: files, and what the audit has to know of each."""
+
+    trained: bytes
+    """Of each item index, whether it stands in the bucket's training part; packed bits."""
+    files: list[tuple[DataFile, dict[str, int]]]
+    undecided: list[tuple[DataFile, dict[str, int]]]
+    """Of evaluation rows whose target this bucket never trained on: another one may have."""
+
+
+def _cut(
+    spark: SparkSession, lake: Lake, files: histories.Files, cut: Cut, alive: np.ndarray | None, day: str
+) -> list[_Bucket]:
+    """Write the rows of every bucket; nothing is committed."""
+    folder, buckets = lake.path(SEQUENCES.name), files.buckets
+
+    def work(bucket: int) -> Iterator[_Bucket]:
+        cuts = cutting.pieces(cutting.read(buckets[bucket], cutting.columns_of(cut)), cut, alive)
+        times = [(ds, cutting.latest(path)) for ds, path in buckets[bucket]] if cut.split == "temporal" else []
+        here = cutting.marked(cuts.trained())
+        out = _Bucket(np.packbits(here).tobytes(), [], [])
+        for split, decided, table in _tables(cuts, cut.length, here):
+            if table.num_rows:
+                file = _file(folder, day, split, table, bucket)
+                (out.files if decided else out.undecided).append((file, cutting.facts(times, cuts, cut, split)))
+        yield out
+
+    return delta.each(spark, len(buckets), work, files.size)
+
+
+def _tables(cuts: cutting.Pieces, length: int, seen: np.ndarray) -> Iterator[tuple[str, bool, pa.Table]]:
+    """(split, whether it is known which targets were trained on, rows), one table at a time in memory."""
+    yield "train", True, cutting.train_table(cuts, length)
+    for split, held in cuts.held_out.items():
+        known = cutting.known(held.target, seen)
+        yield split, True, cutting.held_table(cuts, held.only(known), known[known])
+        yield split, False, cutting.held_table(cuts, held.only(~known), known[~known])
+
+
+def _together(buckets: Iterable[_Bucket]) -> np.ndarray:
     """Of each item index, whether it stands in anybody's training part."""
-    buckets = files.buckets
-
-    def work(bucket: int) -> Iterator[bytes]:
-        if cut.split == "temporal":
-            yield np.packbits(cutting.mark(cutting.read_past(buckets[bucket], cut), cut.cap)).tobytes()
-        else:
-            cuts = cutting.pieces(cutting.read(buckets[bucket], cutting.columns_of(cut)), cut, alive)
-            yield np.packbits(cutting.marked(cuts.trained())).tobytes()
-
-    found = [np.frombuffer(p, np.uint8) for p in delta.each(spark, len(buckets), work, files.size)]
+    found = [np.frombuffer(b.trained, np.uint8) for b in buckets]
     together = np.zeros(max(1, *map(len, found)), np.uint8)
     for bits in found:
         together[: len(bits)] |= bits
     return np.unpackbits(together).astype(bool)
 
 
-def _write(
-    spark: SparkSession,
-    lake: Lake,
-    files: histories.Files,
-    cut: Cut,
-    alive: np.ndarray | None,
-    seen: np.ndarray,
-    day: str,
-) -> list[bytes]:
-    folder, buckets = lake.path(SEQUENCES.name), files.buckets
+def _decided(spark: SparkSession, lake: Lake, undecided: Sequence[DataFile], seen: np.ndarray) -> list[DataFile]:
+    """Files with the same rows and the truth about their targets; the undecided ones go."""
+    folder, size = lake.path(SEQUENCES.name), sum(file.size for file in undecided)
+    groups = _groups(undecided)
 
-    def work(bucket: int) -> Iterator[bytes]:
-        cuts = cutting.pieces(cutting.read(buckets[bucket], cutting.columns_of(cut)), cut, alive)
-        for split in SPLITS:
-            table = cutting.train_table(cuts, cut.length) if split == "train" else cutting.held_table(cuts, split, seen)
-            if table.num_rows:
-                place = {"as_of": day, "split": split}
-                file = write_file(folder, SEQUENCES, place, [table], order=(bucket,), distinct=("items",))
-                yield report(file, **cutting.facts(buckets[bucket], cuts, cut, split))
+    def work(number: int) -> Iterator[DataFile]:
+        partition = groups[number][0].partition
+        table = pa.concat_tables(pq.ParquetFile(f"{folder}/{f.path}").read(use_threads=False) for f in groups[number])
+        place = table.schema.get_field_index("target_known")
+        known = pa.array(cutting.known(table["target"].to_numpy(), seen))
+        table = table.set_column(place, "target_known", known)
+        yield _file(folder, partition["as_of"], partition["split"], table, number)
 
-    return delta.each(spark, len(buckets), work, files.size)
+    if size > ALONE:
+        files = delta.each(spark, len(groups), work, size)
+    else:
+        files = [file for number in range(len(groups)) for file in work(number)]
+    for file in undecided:
+        with contextlib.suppress(OSError):  # then a vacuum finds it
+            Path(folder, file.path).unlink()
+    return files
+
+
+def _groups(files: Sequence[DataFile]) -> list[list[DataFile]]:
+    """Files of one split each, as many as a task reads."""
+    out: list[list[DataFile]] = []
+    for split in SPLITS:
+        room = 0
+        for file in (f for f in files if f.partition["split"] == split):
+            if file.size > room:
+                out.append([])
+                room = delta.BYTES_PER_TASK
+            out[-1].append(file)
+            room -= file.size
+    return out
+
+
+def _file(folder: str, day: str, split: str, table: pa.Table, number: int) -> DataFile:
+    return write_file(folder, SEQUENCES, {"as_of": day, "split": split}, [table], order=(number,), distinct=("items",))
 
 
 def _audit(split: str, facts: Mapping[str, int], cut: Cut, path: str) -> None:

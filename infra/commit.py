@@ -129,9 +129,7 @@ def commit(
     """
     _check_replace(table, replace)
     renew = renew and bool(conflicts(lake, table))
-    if not renew:
-        create(lake, table)
-    delta = lake.open(table.name)
+    delta = lake.open(table.name) if renew else create(lake, table)
     stored = table.schema if renew else arrow_schema(delta)
     expected = pa.schema([f for f in stored if f.name not in table.partition_by])
     with ThreadPoolExecutor(_READERS) as pool:
@@ -170,8 +168,7 @@ def append_rows(lake: Lake, table: Table, rows: Sequence[Mapping[str, Any]], *, 
 
     Returns False, and appends nothing, when that `app_id` has been committed before.
     """
-    create(lake, table)
-    delta = lake.open(table.name)
+    delta = create(lake, table)
     if delta.transaction_version(app_id) is not None:
         return False
     data = pa.Table.from_pylist([dict(r) for r in rows], schema=table.schema)

@@ -32,8 +32,7 @@ def compact(lake: Lake, table: Table) -> Compacted:
 
     Rows appended meanwhile stay; raises CommitConflict when another compaction of the table came first.
     """
-    create(lake, table)  # columns that were declared since then
-    delta = lake.open(table.name)
+    delta = create(lake, table)  # with columns that were declared since then
     old = [path for path, _ in lake.data_files(delta, table.name)]
     rows = lake.read(table.name, delta.version())
     if unknown := [name for name in rows.column_names if name not in table.schema.names]:

@@ -27,8 +27,9 @@ _PROPERTIES: Mapping[str, str] = {
 _ATTEMPTS = 10
 
 
-def create(lake: Lake, table: Table) -> None:
-    """Create the table with this project's properties unless it is there, and add the declared columns it lacks.
+def create(lake: Lake, table: Table) -> DeltaTable:
+    """The newest version of the table, made with this project's properties unless it is there, and with the declared
+    columns it lacked.
 
     Raises SchemaChanged when the stored columns cannot evolve into the declared ones.
     """
@@ -50,7 +51,7 @@ def create(lake: Lake, table: Table) -> None:
                 raise CommitError(
                     f"table {table.name!r} cannot be created under {lake.root} ({brief(error)})"
                 ) from error
-    _evolve(lake, table)
+    return _evolved(lake, table)
 
 
 def check_schema(lake: Lake, table: Table) -> None:
@@ -72,7 +73,7 @@ def misfit(file: pa.Schema, stored: pa.Schema) -> list[str]:
     return [*odd, *(f.name for f in stored if f.name not in file.names and not f.nullable)]
 
 
-def _evolve(lake: Lake, table: Table) -> None:
+def _evolved(lake: Lake, table: Table) -> DeltaTable:
     """Add the columns that are declared and not stored, in one commit; whoever comes second finds them there."""
     for _ in range(_ATTEMPTS):
         delta = lake.open(table.name)
@@ -80,7 +81,7 @@ def _evolve(lake: Lake, table: Table) -> None:
         stored = arrow_schema(delta).names
         missing = pa.schema([f for f in table.schema if f.name not in stored])
         if not missing.names:
-            return
+            return delta
         try:
             delta.alter.add_columns(
                 Schema.from_arrow(missing).fields, commit_properties=CommitProperties(max_commit_retries=0)
@@ -88,7 +89,7 @@ def _evolve(lake: Lake, table: Table) -> None:
         except CommitFailedError:
             continue  # somebody else committed: look again
         make_durable(lake.path(table.name), delta.version(), lake.root)
-        return
+        return delta
     raise CommitConflict(f"table {table.name!r}: other writers came first {_ATTEMPTS} times; run the command again")
 
 

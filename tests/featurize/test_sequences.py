@@ -75,7 +75,9 @@ def of(
         assert sorted(zip("".join(out["train"]), marks, strict=True)) == sorted((c.lower(), c.islower()) for c in shown)
     for name in ("valid", "test"):
         assert cuts.held_out[name].late == 0
-        for row in cutting.held_table(cuts, name, cutting.marked(items)).to_pylist():
+        held = cuts.held_out[name]
+        known = cutting.known(held.target, cutting.marked(items))
+        for row in cutting.held_table(cuts, held, known).to_pylist():
             assert name not in out, "one target per split"
             at = row["target_ts"] - datetime(1970, 1, 1, tzinfo=UTC)
             out[name] = (letters(row["items"]), letters([row["target"]]), at / timedelta(days=1) - DAY)
