@@ -23,7 +23,7 @@ from featurize.cutting import Cut
 from infra.commit import DataFile, commit, write_file
 from infra.errors import AuditError, EmptySplit
 from infra.lake import Lake
-from infra.tables import SEQUENCES
+from infra.tables import SEQUENCES, UNKNOWN
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -63,7 +63,8 @@ def build(
     for file, facts in (report for b in buckets for report in (*b.files, *b.undecided)):
         _audit(file.partition["split"], facts, cut, file.path)
     written = [file for b in buckets for file, _ in b.files]
-    written += _decided(spark, lake, [file for b in buckets for file, _ in b.undecided], _together(buckets))
+    undecided = [file for b in buckets for file, _ in b.undecided]
+    written += _decided(spark, lake, undecided, _together(buckets), len(buckets))
     rows = {split: sum(f.rows for f in written if f.partition["split"] == split) for split in SPLITS}
     if not rows["train"]:
         raise EmptySplit(
@@ -110,8 +111,9 @@ def _tables(cuts: cutting.Pieces, length: int, seen: np.ndarray) -> Iterator[tup
     yield "train", True, cutting.train_table(cuts, length)
     for split, held in cuts.held_out.items():
         known = cutting.known(held.target, seen)
-        yield split, True, cutting.held_table(cuts, held.only(known), known[known])
-        yield split, False, cutting.held_table(cuts, held.only(~known), known[~known])
+        decided = known | (held.target == UNKNOWN)
+        yield split, True, cutting.held_table(cuts, held.only(decided), known[decided])
+        yield split, False, cutting.held_table(cuts, held.only(~decided), known[~decided])
 
 
 def _together(buckets: Iterable[_Bucket]) -> np.ndarray:
@@ -123,8 +125,10 @@ def _together(buckets: Iterable[_Bucket]) -> np.ndarray:
     return np.unpackbits(together).astype(bool)
 
 
-def _decided(spark: SparkSession, lake: Lake, undecided: Sequence[DataFile], seen: np.ndarray) -> list[DataFile]:
-    """Files with the same rows and the truth about their targets; the undecided ones go."""
+def _decided(
+    spark: SparkSession, lake: Lake, undecided: Sequence[DataFile], seen: np.ndarray, first: int
+) -> list[DataFile]:
+    """Files with the same rows and the truth about their targets, numbered from `first`; the undecided ones go."""
     folder, size = lake.path(SEQUENCES.name), sum(file.size for file in undecided)
     groups = _groups(undecided)
 
@@ -134,7 +138,7 @@ def _decided(spark: SparkSession, lake: Lake, undecided: Sequence[DataFile], see
         place = table.schema.get_field_index("target_known")
         known = pa.array(cutting.known(table["target"].to_numpy(), seen))
         table = table.set_column(place, "target_known", known)
-        yield _file(folder, partition["as_of"], partition["split"], table, number)
+        yield _file(folder, partition["as_of"], partition["split"], table, first + number)
 
     if size > ALONE:
         files = delta.each(spark, len(groups), work, size)

@@ -83,7 +83,7 @@ def write_file(
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with open(target, "wb") as sink:
-            pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18, **_encoding(rows, distinct))
+            pq.write_table(rows, sink, compression="zstd", row_group_size=1 << 18, **_encoding(distinct))
             sink.flush()
             os.fsync(sink.fileno())
     except OSError as error:
@@ -96,13 +96,15 @@ def write_file(
     return DataFile(path, target.stat().st_size, rows.num_rows, dict(partition), stats)
 
 
-def _encoding(rows: pa.Table, distinct: Sequence[str]) -> dict[str, Any]:
-    """Parquet encodings: bytes of equal weight side by side, which compress well, for the `distinct` lists."""
+def _encoding(distinct: Sequence[str]) -> dict[str, Any]:
+    """Parquet encodings for tables with `distinct` lists: bytes of equal weight side by side, which compress well.
+
+    And no dictionaries: where nearly every value is another one they only take time, and room.
+    """
     if not distinct:
         return {}
-    plain = [name for name in rows.schema.names if name not in distinct]
     return {
-        "use_dictionary": plain,
+        "use_dictionary": False,
         "column_encoding": {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in distinct},
     }
 

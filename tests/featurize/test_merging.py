@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from featurize import merging
 
@@ -26,3 +27,20 @@ def test_what_a_cap_of_the_whole_lets_go() -> None:
         [3, 4, 5, 7, 6],
         [4, 5],
     )
+
+
+@pytest.mark.parametrize("start", [0, 2**31 - 2, 2**31 - 1, 2**40])
+def test_ranges_on_both_sides_of_32_bits(start: int) -> None:
+    found = merging.ranges(np.array([start + 1, start]), np.array([1, 2]))
+    assert found.tolist() == [start + 1, start, start + 1]
+    assert found.dtype == (np.int32 if start + 2 < 2**31 else np.int64)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.bool_])
+def test_gathering_stays_inside_the_values(kind: type) -> None:
+    values = np.array([0, 1, 1, 0, 1], kind)
+    found = merging.gathered(values, np.array([3, 9, 0]), np.array([2, 0, 3]))
+    assert (found.tolist(), found.dtype) == (values[[3, 4, 0, 1, 2]].tolist(), values.dtype)
+    for starts, lengths in (([-1], [1]), ([4], [2]), ([5], [1])):
+        with pytest.raises(IndexError, match="outside the 5 values"):
+            merging.gathered(values, np.array(starts), np.array(lengths))

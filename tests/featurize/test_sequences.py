@@ -302,6 +302,24 @@ def test_buckets_without_users(spark: SparkSession, tmp_path: Path, split: dict[
     assert one[1] == many[1]
 
 
+@pytest.mark.parametrize("alone", [sequences.ALONE, 0], ids=["driver", "spark"])
+def test_what_only_another_bucket_knows(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int
+) -> None:
+    """Whether a target was trained on does not depend on who shares its user's bucket, nor on who decides it."""
+    monkeypatch.setattr(sequences, "ALONE", alone)
+    lakes = [Lake(tmp_path / name) for name in ("one", "many", "again")]
+    log = [e for e in BY_HAND if e["user"] != "cyn"]  # then nobody but bob was trained on c
+    one, many, again = (build(spark, lake, log, buckets=n)[0] for lake, n in zip(lakes, (1, 64, 64), strict=True))
+    assert ("valid", "ann", "a?be", "c", True) in brief(many)
+    assert ("test", "bob", "c", "h", False) in brief(many)
+    assert brief(one) == brief(many)
+    assert many == again  # in the same order too
+    for lake in lakes:  # what waited for the others' word is gone
+        found = {str(path) for path in Path(lake.path("sequences")).rglob("*.parquet")}
+        assert found == set(lake.files("sequences", lake.version("sequences") or 0))
+
+
 def test_a_log_by_hand_in_spark(spark: SparkSession, lake: Lake) -> None:
     rows, _ = build(spark, lake, BY_HAND)
     assert brief(rows) == {
