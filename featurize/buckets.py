@@ -80,7 +80,6 @@ def ensure(lake: Lake, table: Table, buckets: int) -> None:
     if COUNT_KEY not in delta.metadata().configuration and not lake.files(table.name, delta.version()):
         properties = {FUNCTION_KEY: FUNCTION, COUNT_KEY: str(buckets)}
         delta.alter.set_table_properties(properties, raise_if_not_exists=False)
-        delta = lake.open(table.name)
     _check(delta, table, buckets)
 
 

@@ -65,7 +65,7 @@ class Held:
     """Rows whose history reaches beyond their target: none, or the split leaks."""
 
     def only(self, chosen: np.ndarray) -> Held:
-        """The chosen of these rows."""
+        """The chosen of these rows; `late` stays that of all of them."""
         columns = ("rows", "starts", "ends", "target", "target_ts")
         return replace(self, **{name: getattr(self, name)[chosen] for name in columns})
 

@@ -239,7 +239,7 @@ def gathered(values: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.
     if np.any(starts[some] < 0) or np.any((starts + lengths)[some] > len(values)):
         raise IndexError(f"a range lies outside the {len(values)} values")
     places = pa.array(ranges(starts, lengths))
-    # Arrow's take without a check of every place: a third of numpy's time.
+    # Arrow's take without a check of every place: 0.6 of numpy's time.
     return pc.take(pa.array(values), places, boundscheck=False).to_numpy(zero_copy_only=False)
 
 

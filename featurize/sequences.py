@@ -1,7 +1,7 @@
 """Histories to training sequences and evaluation targets, point-in-time correct.
 
-A task per bucket reads its histories with Arrow, once, cuts them, and writes its files; Spark distributes the numbers
-of the buckets and nothing else. Whether a target's item was trained on is mostly known from the bucket alone; rows
+A task per bucket reads its histories with Arrow, cuts them, and writes its files; Spark distributes the numbers of
+the buckets and nothing else. Whether a target's item was trained on is mostly known from the bucket alone; rows
 that need the other buckets' word for it wait in files of their own, which are then written again.
 """
 
@@ -21,8 +21,8 @@ from featurize import cutting, delta, histories
 from featurize.core import core_items
 from featurize.cutting import Cut
 from infra.commit import DataFile, commit, write_file
-from infra.errors import AuditError, EmptySplit
-from infra.lake import Lake
+from infra.errors import AuditError, CommitError, EmptySplit
+from infra.lake import Lake, brief
 from infra.tables import SEQUENCES, UNKNOWN
 
 if TYPE_CHECKING:
@@ -34,6 +34,9 @@ SPLITS = ("train", "valid", "test")
 
 ALONE = 1 << 20
 """Bytes of undecided rows that the driver writes itself: a Spark job would take longer than that."""
+
+TOGETHER = 16 << 20
+"""Bytes of undecided rows that become one file; in memory they are some ten times that."""
 
 
 def build(
@@ -62,16 +65,16 @@ def build(
     buckets = _cut(spark, lake, files, cut, alive, day)
     for file, facts in (report for b in buckets for report in (*b.files, *b.undecided)):
         _audit(file.partition["split"], facts, cut, file.path)
-    written = [file for b in buckets for file, _ in b.files]
+    decided = [file for b in buckets for file, _ in b.files]
     undecided = [file for b in buckets for file, _ in b.undecided]
-    written += _decided(spark, lake, undecided, _together(buckets), len(buckets))
-    rows = {split: sum(f.rows for f in written if f.partition["split"] == split) for split in SPLITS}
+    rows = {split: sum(f.rows for f in decided + undecided if f.partition["split"] == split) for split in SPLITS}
     if not rows["train"]:
         raise EmptySplit(
             f"sequences: no user has two events to train on before {day}; check sequences.split and the dates "
             "(a clock far ahead is kept out by rules.max_time)"
         )
-    version = commit(lake, SEQUENCES, written, replace={"as_of": [day]}, metadata=metadata)
+    decided += _decided(spark, lake, undecided, _together(buckets), len(buckets))
+    version = commit(lake, SEQUENCES, decided, replace={"as_of": [day]}, metadata=metadata)
     return {SEQUENCES.name: version}, rows
 
 
@@ -107,7 +110,7 @@ def _cut(
 
 
 def _tables(cuts: cutting.Pieces, length: int, seen: np.ndarray) -> Iterator[tuple[str, bool, pa.Table]]:
-    """(split, whether it is known which targets were trained on, rows), one table at a time in memory."""
+    """(split, whether it is known which targets were trained on, rows), table by table: together they are large."""
     yield "train", True, cutting.train_table(cuts, length)
     for split, held in cuts.held_out.items():
         known = cutting.known(held.target, seen)
@@ -134,7 +137,7 @@ def _decided(
 
     def work(number: int) -> Iterator[DataFile]:
         partition = groups[number][0].partition
-        table = pa.concat_tables(pq.ParquetFile(f"{folder}/{f.path}").read(use_threads=False) for f in groups[number])
+        table = pa.concat_tables(_read(folder, file) for file in groups[number])
         place = table.schema.get_field_index("target_known")
         known = pa.array(cutting.known(table["target"].to_numpy(), seen))
         table = table.set_column(place, "target_known", known)
@@ -151,17 +154,27 @@ def _decided(
 
 
 def _groups(files: Sequence[DataFile]) -> list[list[DataFile]]:
-    """Files of one split each, as many as a task reads."""
+    """Files of one split each, which become one."""
     out: list[list[DataFile]] = []
     for split in SPLITS:
         room = 0
         for file in (f for f in files if f.partition["split"] == split):
             if file.size > room:
                 out.append([])
-                room = delta.BYTES_PER_TASK
+                room = TOGETHER
             out[-1].append(file)
             room -= file.size
     return out
+
+
+def _read(folder: str, file: DataFile) -> pa.Table:
+    try:
+        return pq.ParquetFile(f"{folder}/{file.path}").read(use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise CommitError(
+            f"table {SEQUENCES.name!r}, file {file.path!r}: it was written just now and cannot be read "
+            f"({brief(error)}); nothing was committed: see to the disk, and run the command again"
+        ) from error
 
 
 def _file(folder: str, day: str, split: str, table: pa.Table, number: int) -> DataFile:

@@ -37,6 +37,7 @@ TABLES = {
         ("events", "between_commits_and_ledger"),
         ("vocabularies", "between_commit_and_answer"),
         ("histories", "between_files_and_commit"),
+        ("sequences", "between_files_and_commit"),
         ("sequences", "between_commits_and_ledger"),
         ("samples", "between_commit_and_answer"),
     ],

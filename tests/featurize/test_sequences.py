@@ -5,7 +5,7 @@ Letters in histories: an item's index is its position in the alphabet from 2 (a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,9 @@ from featurize.cutting import Cut
 from featurize.ingest import ingest, ingest_sides
 from featurize.settings import SequenceSettings, VocabularySettings
 from featurize.sources import list_files
+from infra.commit import DataFile
 from infra.config import load
-from infra.errors import DataRefused
+from infra.errors import CommitError, DataRefused
 from infra.lake import Lake
 from infra.tables import ITEMS, events
 from tests.conftest import put
@@ -302,22 +303,46 @@ def test_buckets_without_users(spark: SparkSession, tmp_path: Path, split: dict[
     assert one[1] == many[1]
 
 
-@pytest.mark.parametrize("alone", [sequences.ALONE, 0], ids=["driver", "spark"])
+@pytest.mark.parametrize(
+    ("alone", "together"), [(sequences.ALONE, sequences.TOGETHER), (0, 0)], ids=["driver", "spark"]
+)
 def test_what_only_another_bucket_knows(
-    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: int, together: int
 ) -> None:
     """Whether a target was trained on does not depend on who shares its user's bucket, nor on who decides it."""
     monkeypatch.setattr(sequences, "ALONE", alone)
+    monkeypatch.setattr(sequences, "TOGETHER", together)
     lakes = [Lake(tmp_path / name) for name in ("one", "many", "again")]
     log = [e for e in BY_HAND if e["user"] != "cyn"]  # then nobody but bob was trained on c
+    for number, user in enumerate(("fay", "gil", "hal", "ida")):
+        log += [event(user, "defg"[number], -3), event(user, "efgd"[number], 0.5)]
     one, many, again = (build(spark, lake, log, buckets=n)[0] for lake, n in zip(lakes, (1, 64, 64), strict=True))
     assert ("valid", "ann", "a?be", "c", True) in brief(many)
     assert ("test", "bob", "c", "h", False) in brief(many)
+    assert {r["target_known"] for r in many if r["user"] in ("fay", "gil", "hal", "ida") and r["target"]} == {True}
     assert brief(one) == brief(many)
     assert many == again  # in the same order too
+    numbers = [int(Path(path).name.split("-")[1]) for path in lakes[1].files("sequences", 1, {"split": "test"})]
+    assert sum(n >= 64 for n in numbers) == (1 if together else 5)  # files of what waited: theirs and bob's
     for lake in lakes:  # what waited for the others' word is gone
         found = {str(path) for path in Path(lake.path("sequences")).rglob("*.parquet")}
         assert found == set(lake.files("sequences", lake.version("sequences") or 0))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"PAR1")], ids=["gone", "damaged"])
+def test_what_waited_and_cannot_be_read(
+    spark: SparkSession, lake: Lake, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Path], Any]
+) -> None:
+    groups = sequences._groups
+
+    def damaging(files: Sequence[DataFile]) -> list[list[DataFile]]:
+        damage(Path(lake.path("sequences"), files[0].path))
+        return groups(files)
+
+    monkeypatch.setattr(sequences, "_groups", damaging)
+    with pytest.raises(CommitError, match=r"sequences.*part-\S+parquet': it was written just now and cannot be read"):
+        build(spark, lake, BY_HAND)
+    assert not lake.exists("sequences")
 
 
 def test_a_log_by_hand_in_spark(spark: SparkSession, lake: Lake) -> None:
