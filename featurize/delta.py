@@ -87,6 +87,23 @@ def each(spark: SparkSession, count: int, work: Callable[[int], Iterable[T]], si
     return spark.sparkContext.parallelize(range(count), tasks).mapPartitions(task).collect()
 
 
+def together(sized: Iterable[tuple[T, int]], most: int) -> list[list[T]]:
+    """In order, as many side by side as have at most that size; a larger one stands alone.
+
+    >>> together([("a", 2), ("b", 3), ("c", 1), ("d", 9)], 5)
+    [['a', 'b'], ['c'], ['d']]
+    """
+    parts: list[list[T]] = []
+    room = 0
+    for value, size in sized:
+        if not parts or size > room:
+            parts.append([])
+            room = most
+        parts[-1].append(value)
+        room -= size
+    return parts
+
+
 def _write_runs(folder: str, table: Table, batches: Iterator[pa.RecordBatch], number: int = 0) -> Iterator[DataFile]:
     """One file per run of rows with equal partition values, or per ROWS_PER_FILE of them."""
     held: list[pa.Table] = []

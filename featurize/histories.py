@@ -355,14 +355,7 @@ def _groups(log: _Log, base_days: Sequence[str], tails: Sequence[str]) -> list[G
 
 def _parts(number: int, ds: str, files: Sequence[tuple[tuple[str, int, int], int]]) -> list[Group]:
     """The files of one day in groups; more than one of them share it."""
-    parts: list[list[tuple[str, int, int]]] = []
-    room = 0
-    for file, rows in files:
-        if not parts or rows > room:
-            parts.append([])
-            room = EVENTS_PER_TASK
-        parts[-1].append(file)
-        room -= rows
+    parts = delta.together(files, EVENTS_PER_TASK)
     return [Group(number, ds, len(parts) > 1, tuple(part)) for part in parts]
 
 

@@ -155,16 +155,8 @@ def _decided(
 
 def _groups(files: Sequence[DataFile]) -> list[list[DataFile]]:
     """Files of one split each, which become one."""
-    out: list[list[DataFile]] = []
-    for split in SPLITS:
-        room = 0
-        for file in (f for f in files if f.partition["split"] == split):
-            if file.size > room:
-                out.append([])
-                room = TOGETHER
-            out[-1].append(file)
-            room -= file.size
-    return out
+    by_split = [[(f, f.size) for f in files if f.partition["split"] == split] for split in SPLITS]
+    return [group for sized in by_split for group in delta.together(sized, TOGETHER)]
 
 
 def _read(folder: str, file: DataFile) -> pa.Table:

@@ -138,9 +138,7 @@ def key_id(keys: UserKeys | None) -> str:
 
 def stamp(lake: Lake, table: Table, keys: UserKeys | None) -> None:
     """Write the key id into the table's Delta properties, once, before its first rows."""
-    if not lake.exists(table.name):
-        create(lake, table)
-    delta = lake.open(table.name)
+    delta = lake.open(table.name) if lake.exists(table.name) else create(lake, table)
     if keys is not None and KEY_ID not in delta.metadata().configuration:
         delta.alter.set_table_properties({KEY_ID: keys.key_id}, raise_if_not_exists=False)
 

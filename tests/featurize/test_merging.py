@@ -44,3 +44,10 @@ def test_gathering_stays_inside_the_values(kind: type) -> None:
     for starts, lengths in (([-1], [1]), ([4], [2]), ([5], [1])):
         with pytest.raises(IndexError, match="outside the 5 values"):
             merging.gathered(values, np.array(starts), np.array(lengths))
+
+
+def test_lists_of_other_lengths_than_their_items_are_refused() -> None:
+    table = one([1, 2, 3])
+    table = table.set_column(table.schema.get_field_index("ts"), "ts", one([1, 2])["ts"])
+    with pytest.raises(IndexError, match="ts: 2 values in lists of 3"):
+        merging.merged([table], ["items", "ts"])

@@ -29,17 +29,14 @@ from infra.errors import DataRefused
 from infra.lake import Lake
 from infra.tables import FIELD_VALUES, ITEMS, Kind, events, side_features
 from tests.conftest import put
+from tests.featurize.warehouse import FORM
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 CONTRACTS = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "contracts"
 SETTINGS: dict[str, Any] = {
-    "name": "log",
-    "source": {"path": "{date}", "format": "json"},
-    "user": "u",
-    "item": "i",
-    "time": {"column": "t", "unit": "s"},
+    **FORM,
     "label": {"column": "r", "at_least": 1},
     "items": {"path": "items", "format": "json", "key": "i"},
     "fields": [
