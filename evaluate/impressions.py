@@ -21,8 +21,8 @@ from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import UNKNOWN, Kind
 from train.artifact import Loaded, load
-from train.loader import RankingData
 from train.protocol import FieldSpec, RankingBatch
+from train.ranking_data import RankingData
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,10 @@ from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, UNKNOWN
 from train.artifact import load
-from train.loader import Ragged, SequenceData
 from train.protocol import SequenceBatch
+from train.ragged import Ragged
 from train.ranking import MISS, target_ranks, top_k
+from train.sequence_data import SequenceData
 
 CANDIDATE_SETS = ("all_items", "history_removed")
 
@@ -124,7 +125,7 @@ def _score(
 def within(batch: SequenceBatch, catalogue: int) -> SequenceBatch:
     """The batch with every item beyond the model's table replaced by unknown."""
     items_BL = batch.items_BL
-    return SequenceBatch(torch.where(items_BL < catalogue, items_BL, UNKNOWN), batch.targets_BL)
+    return replace(batch, items_BL=torch.where(items_BL < catalogue, items_BL, UNKNOWN))
 
 
 def _target_in_history(items: Ragged, target_N: NDArray[np.int64]) -> NDArray[np.bool_]:

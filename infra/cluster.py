@@ -21,6 +21,10 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Reports wait for the controller's next look: at the default of 2 s short epochs are held up by it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # A lone worker that hangs is given up after this; several notice each other (training.timeout_seconds).
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # An attempt to start workers on nodes that are no longer there ends after this, and Ray looks again.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }
 # Ray replaces a 127.0.0.1 given by name with the machine's outward address, and then its servers listen
 # on every interface. This switch (on by default on other systems) is the only one that prevents it.

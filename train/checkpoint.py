@@ -10,9 +10,10 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ from infra.errors import ArtifactError
 
 MANIFEST = "MANIFEST.json"
 CHECKPOINT_FORMAT = "logs2rec-checkpoint"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _JSON_LIMIT = 64 * 2**20
-_DIRECTORY = re.compile(r"epoch-\d{6}-\d+")
+_DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TrainState:
-    """Where a run stands after `epoch` whole epochs."""
+    """Where a run stands: `epoch` whole epochs, and `position` steps of the next."""
 
     epoch: int
     step: int
@@ -53,7 +54,11 @@ class TrainState:
     train_seconds: float = 0.0
     """Of all epochs, validation excluded."""
     examples: int = 0
-    """Rows trained on, counted once per epoch."""
+    """Rows trained on in whole epochs."""
+    position: int = 0
+    """Steps of the epoch that has begun."""
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of its losses so far, over steps."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,8 @@ class Body:
     optimizer_scalars: dict[str, Any]
     best: dict[str, Tensor] | None = None
     """Weights of the best validation; None when they are `model` itself or there is none yet."""
+    average: dict[str, Tensor] | None = None
+    """Moving average of the weights, if the run keeps one."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +91,9 @@ def save(path: Path, rank: int, rng: Mapping[str, Tensor], body: Body | None, ba
     if body is not None:
         write_tensors(path / "model.safetensors", body.model)
         write_tensors(path / "optimizer.safetensors", body.optimizer)
-        if body.best is not None:
-            write_tensors(path / "best.safetensors", body.best)
+        for name, tensors in (("best", body.best), ("average", body.average)):
+            if tensors is not None:
+                write_tensors(path / f"{name}.safetensors", tensors)
         write_json(path / "state.json", {**asdict(body.state), "optimizer": body.optimizer_scalars})
         write_manifest(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
     barrier()
@@ -105,17 +113,23 @@ def load(path: Path) -> Checkpoint:
         optimizer=read_tensors(path / "optimizer.safetensors"),
         optimizer_scalars=optimizer_scalars,
         best=read_tensors(path / "best.safetensors") if "best.safetensors" in names else None,
+        average=read_tensors(path / "average.safetensors") if "average.safetensors" in names else None,
     )
     return Checkpoint(body, tuple(read_tensors(path / f"rng-{r:05d}.safetensors") for r in range(state.world)))
 
 
-def directory_name(epoch: int, attempt: int) -> str:
-    """Name of a checkpoint; `attempt` tells apart two runs of the same epoch, so none is overwritten.
+def directory_name(epoch: int, position: int, attempt: int) -> str:
+    """Name of a checkpoint; `attempt` tells apart two runs to the same place, so none is overwritten.
 
-    >>> directory_name(3, 1700000000000)
-    'epoch-000003-1700000000000'
+    >>> directory_name(3, 40, 1700000000000)
+    'epoch-000003-00000040-1700000000000'
     """
-    return f"epoch-{epoch:06d}-{attempt:013d}"
+    return f"epoch-{epoch:06d}-{position:08d}-{attempt:013d}"
+
+
+def place_of(path: Path) -> list[int]:
+    """(epoch, position, attempt) in a checkpoint's name."""
+    return [int(part) for part in path.name.split("-")[1:]]
 
 
 def candidates(run: Path) -> list[Path]:
@@ -133,6 +147,16 @@ def latest_valid(paths: Iterable[Path]) -> tuple[Path, Checkpoint] | None:
         except ArtifactError as error:
             _log.warning("checkpoint not usable, trying the one before: %s", error)
     return None
+
+
+def retain(run: Path, keep: int) -> None:
+    """Remove what is older than the `keep` newest complete checkpoints of a run, complete or not."""
+    complete = 0
+    for path in candidates(run):
+        if complete == keep:
+            (path / MANIFEST).unlink(missing_ok=True)  # never half a checkpoint that looks whole
+            shutil.rmtree(path, ignore_errors=True)
+        complete += (path / MANIFEST).exists()
 
 
 # Optimizer state, by the parameters' names.
@@ -160,8 +184,7 @@ def restore_optimizer(
         if name not in parameters:
             raise ArtifactError(f"optimizer.safetensors: {key!r} belongs to no trained parameter of this stage")
         parameter = parameters[name]
-        device = torch.device("cpu") if slot == "step" else parameter.device  # AdamW counts steps on the CPU
-        optimizer.state[parameter][slot] = value.to(device)
+        optimizer.state[parameter][slot] = value.to(parameter.device)
     group.update({k: tuple(v) if isinstance(v, list) else v for k, v in scalars.items()})
 
 

@@ -1,251 +1,223 @@
-"""The training loop of one worker: stages, steps, validation, checkpoints. `train_worker` is Ray's entry.
+"""The training loop of one worker: stages, epochs, validation, checkpoints. `train_worker` is Ray's entry.
 
-All ranks make the same steps. A rank's loss is weighted by its share of the global batch's targets
-(rows for ranking), so that the averaged gradient is that of the global batch, however it is split.
-
+All ranks make the same steps and write the same checkpoints: after an epoch, or within one when rank 0's clock or
+a notice on any rank says so, which they tell each other in the step's own exchange.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from pydantic import TypeAdapter
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from infra.errors import TrainingError
-from infra.lake import Lake
-from infra.tables import FIRST_INDEX
 from train import checkpoint
 from train.artifact import build
 from train.checkpoint import Body, TrainState
-from train.configs import ModelConfig, RankingConfig, SequenceConfig
-from train.loader import RankingData, SequenceData, batches
-from train.protocol import FieldSpec, SequenceBatch, Stage, to_device
-from train.settings import TrainingSettings
-from train.validation import Data, better, seed_of, sum_over_ranks, validate
+from train.job import Job, Splits, opened
+from train.loader import prefetched
+from train.protocol import Stage
+from train.stages import stages_of
+from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate, moved
+from train.throughput import Meter, matmul_rate
+from train.validation import better, seed_of, validate
 
 Report = Callable[[dict[str, Any], Path | None], None]
 _WEIGHTS, _NOISE, _DROPOUT = range(3)  # independent random streams of one seed; train.validation has the fourth
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker has to know. `to_config` and `from_config` carry it through Ray as plain JSON."""
-
-    lake: str
-    versions: dict[str, int]
-    as_of: str
-    model: ModelConfig
-    training: TrainingSettings
-    catalogue: int | None
-    run: str
-    """Directory of the checkpoints, on storage that every worker sees."""
-    config_hash: str
-
-    def to_config(self) -> dict[str, Any]:
-        """JSON values only."""
-        settings = {"model": self.model.model_dump(mode="json"), "training": self.training.model_dump(mode="json")}
-        return {**vars(self), **settings}
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Job:
-        """The inverse of `to_config`, validated."""
-        model: TypeAdapter[ModelConfig] = TypeAdapter(SequenceConfig | RankingConfig)
-        settings = {
-            "model": model.validate_python(config["model"]),
-            "training": TrainingSettings.model_validate(config["training"]),
-        }
-        return cls(**{**config, **settings})
+_AHEAD = 2  # batches that the loader's thread makes before they are asked for
+_SAVING_TIMEOUT = timedelta(hours=1)  # rank 0 may take its time over a large checkpoint
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """One worker of a TorchTrainer: trains to the end, resuming from the newest valid checkpoint."""
     import ray.train
     import ray.train.torch
-    from ray.train import Checkpoint, CheckpointUploadMode
 
     job = Job.from_config(config)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
-    torch.set_num_threads(job.training.threads)
+    prepare(device, job.training.threads, job.training.precision)
+
+    # Checkpoints are ours: Ray's own list of them would have to agree with a directory that outlives any crash.
+    with opened(job, rank, world) as splits:
+        Worker(job, splits, rank, world, device, Leaving()).run(lambda metrics, path: ray.train.report(metrics))
+
+
+def prepare(device: torch.device, threads: int, precision: str) -> None:
+    """The process-wide switches of torch."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if device.type == "cpu":
         torch.set_flush_denormal(True)  # peers.md B2: denormals made epochs 10 to 25 times slower
 
-    def report(metrics: dict[str, Any], path: Path | None) -> None:
-        made = Checkpoint.from_directory(path) if path is not None and rank == 0 else None
-        ray.train.report(metrics, made, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
 
-    Worker(job, rank, world, device).run(report)
+class Leaving:
+    """Whether Ray has told this worker that a node of the run is about to be taken away; true once per notice."""
 
+    def __init__(self) -> None:
+        self.told: Any = None
 
-class StageLoss(nn.Module):
-    """A stage's loss as a forward pass, which is what DistributedDataParallel wraps."""
+    def __call__(self) -> bool:
+        from ray.train.v2._internal.execution.context import get_train_context
 
-    def __init__(self, model: nn.Module, stage: Stage) -> None:
-        super().__init__()
-        self.model = model
-        self.stage = stage
-
-    def forward(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """(total, parts)."""
-        loss = self.stage.loss(batch, generator)
-        return loss.total, loss.parts
+        # ray.train.get_preemption_info says the same, but waits for all ranks at every call.
+        notice = get_train_context().preemption_context.preemption_info
+        news = notice is not None and notice != self.told
+        self.told = notice
+        return news
 
 
 class Worker:
     """One rank of a run. Without a process group it is the whole run."""
 
-    def __init__(self, job: Job, rank: int, world: int, device: torch.device) -> None:
-        self.job, self.rank, self.world, self.device = job, rank, world, device
-        self.settings = job.training
-        self.train, self.valid, fields = load_data(job)
+    def __init__(
+        self,
+        job: Job,
+        splits: Splits,
+        rank: int,
+        world: int,
+        device: torch.device,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """`leaving` says whether this rank's node is about to go."""
+        self.job, self.splits, self.rank, self.world, self.device = job, splits, rank, world, device
+        self.settings, self.leaving = job.training, leaving
         torch.manual_seed(seed_of(self.settings.seed, _WEIGHTS))
-        self.model = build(job.model, job.catalogue, fields).to(device)
-        trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        self.model = build(job.model, job.catalogue, splits.fields).to(device)
+        self.trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self.stages = stages_of(self.model, self.settings.epochs)
-        for stage in self.stages:
-            _require_parameters(stage, trainable)
-        self.trainable = trainable
+        self.average = MovingAverage(self.model, self.settings.ema) if self.settings.ema else None
         self.generator = torch.Generator()
-        self._reseed(epoch=0)
+        self._reseed(0)
         self.state = TrainState(
             epoch=0, step=0, stage="", finished=False, world=world,
             config_hash=job.config_hash, input_versions=job.versions,
         )  # fmt: skip
         self.best: dict[str, Tensor] | None = None
-        self.names: list[str] = []
-        self.module: nn.Module | None = None
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.stepper: Stepper | None = None
+        self.meter = Meter(device, matmul_rate(device, self.settings.precision))
+        self.saving = dist.new_group(backend="gloo", timeout=_SAVING_TIMEOUT) if dist.is_initialized() else None
+        self.saved = time.monotonic()
 
     def run(self, report: Report) -> None:
-        """Train to the end. `report` is called by every rank after every epoch, with the checkpoint if any."""
-        attempt = self._resume()
+        """Train to the end. `report` is called by every rank after every epoch and for every checkpoint."""
+        self.attempt = self._resume()
         while not self.state.finished:
             stage = self.stages[self.state.epoch]
-            if stage.name != self.state.stage:
+            if self.stepper is None or stage.name != self.state.stage:
                 self._enter(stage)
-            metrics = self._epoch(stage)
-            path = None
-            if self.state.finished or self.state.epoch % self.settings.checkpoint_every == 0:
-                path = Path(self.job.run) / checkpoint.directory_name(self.state.epoch, attempt)
-                self._save(path)
-            report(metrics, path)
+            metrics = self._epoch(stage, report)
+            due = self.state.finished or self.state.epoch % self.settings.checkpoint_every == 0
+            report(metrics, self._save() if due else None)
 
     # Stages and steps.
 
     def _enter(self, stage: Stage) -> None:
-        """Freeze, collect the parameters that are left, and keep what AdamW knows of those that stay."""
-        known = self.optimizer.state if self.optimizer is not None else {}
-        parameters = dict(self.model.named_parameters())
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in self.trainable and not name.startswith(stage.frozen))
-            parameter.grad = None
-        self.names = [name for name, parameter in parameters.items() if parameter.requires_grad]
-        # Frozen parameters are not in the optimizer at all, so decay cannot move them (peers.md, defect 2).
-        trained = [parameters[name] for name in self.names]
-        self.optimizer = torch.optim.AdamW(
-            trained, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay, fused=False
-        )
-        for parameter in trained:
-            if parameter in known:
-                self.optimizer.state[parameter] = known[parameter]
-        self.module = None  # the previous wrapper's hooks must be gone before the next one sets its own
-        self.module = StageLoss(self.model, stage)
-        if self.world > 1:
-            # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
-            # run would add up gradients in another order than one that was never interrupted.
-            self.module = DistributedDataParallel(self.module, find_unused_parameters=True)
+        """Freeze what the stage freezes; of the other parameters AdamW keeps what it knows."""
+        known = self.stepper.optimizer.state if self.stepper is not None else {}
+        self.stepper = None  # the previous wrapper's hooks must be gone before the next one sets its own
+        self.stepper = Stepper(self.model, stage, self.trainable, self.settings, self.world, known)
+        self.meter.flops_per_token = 0.0
         self._advance(stage=stage.name)
 
-    def _epoch(self, stage: Stage) -> dict[str, Any]:
-        """One pass over the training split, then validation if it is due."""
-        started, sums, steps = time.perf_counter(), dict[str, float](), 0
+    def _epoch(self, stage: Stage, report: Report) -> dict[str, Any]:
+        """The rest of an epoch of the training split, then validation if it is due."""
         self.model.train()
-        for item in self._batches():
-            for name, value in self._step(item.batch, stage, item.position).items():
-                sums[name] = sums.get(name, 0.0) + value
-            steps += 1
-        rows = min(len(self.train), steps * self.settings.batch_size)
-        train_seconds = time.perf_counter() - started
+        self.meter.restart()
+        started, first = time.perf_counter(), self.state.position
+        for item in self.meter.waiting(prefetched(self.splits.train.epoch(self.state.epoch, first), _AHEAD)):
+            due = self._step(item.batches)
+            if due and item.position + 1 < self.splits.train.steps:
+                self._spent(started)
+                started = time.perf_counter()
+                report(self._figures(stage), self._save())
+        self._spent(started)
+        metrics = self._figures(stage)
         epoch = self.state.epoch + 1
-        metrics: dict[str, Any] = {
-            "epoch": epoch, "stage": stage.name, **{k: v / steps for k, v in sums.items()},
-            "examples_per_second": rows / train_seconds,
-        }  # fmt: skip
         last = epoch == self.settings.epochs
-        self._advance(epoch=epoch, finished=last, step=self.state.step + steps, examples=self.state.examples + rows,
-                      train_seconds=self.state.train_seconds + train_seconds)  # fmt: skip
+        self._advance(epoch=epoch, position=0, sums={}, finished=last, examples=self.state.examples + self.splits.rows)
+        started = time.perf_counter()
         if last or epoch % self.settings.validate_every == 0:
             metrics |= self._validated(final_stage=stage is self.stages[-1])
         self._advance(seconds=self.state.seconds + time.perf_counter() - started)
-        metrics |= {"step": self.state.step, "seconds": self.state.seconds}
-        return metrics
+        return metrics | {"epoch": epoch, "seconds": self.state.seconds}
 
-    def _batches(self) -> Iterator[Any]:
-        return batches(
-            self.train, global_batch=self.settings.batch_size, rank=self.rank, world=self.world,
-            seed=self.settings.seed, epoch=self.state.epoch,
-        )  # fmt: skip
-
-    def _step(self, batch: Any, stage: Stage, position: int) -> dict[str, float]:
-        """One optimizer step on all ranks, or TrainingError on all ranks before it."""
-        assert self.module is not None
-        assert self.optimizer is not None
-        batch = to_device(batch, self.device)
-        loss, parts = self.module(batch, self.generator)
-        weight = _weight(batch)
-        summed = sum_over_ranks(torch.stack([loss.detach().double() * weight, loss.new_tensor(weight).double()]))
-        mean, total_weight = (summed[0] / summed[1]).item(), summed[1].item()
-        self._require_finite(mean, "loss", stage, position)
-        self.optimizer.zero_grad(set_to_none=True)
-        (loss * (weight * self.world / total_weight)).backward()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip_norm or math.inf).item()
-        self._require_finite(norm, "gradient norm", stage, position)
-        self.optimizer.step()
-        return {"loss": mean, **{f"loss_{name}": value.item() for name, value in parts.items()}}
-
-    def _require_finite(self, value: float, what: str, stage: Stage, position: int) -> None:
-        if not math.isfinite(value):
+    def _step(self, batches: list[Any]) -> bool:
+        """One step; whether a checkpoint is due on all ranks."""
+        assert self.stepper is not None
+        settings, state = self.settings, self.state
+        self.meter.count(batches)
+        batches = moved(batches, self.device)
+        if self.meter.flops_per_token == 0:
+            self.meter.rehearsed(self.stepper.rehearse(batches[0], self.generator), batches[0])
+            self._barrier()  # ranks that compile need their time, which is not the others' being dead
+        rate = learning_rate(settings, state.step, settings.epochs * self.splits.train.steps)
+        waited = 0 < settings.checkpoint_seconds < time.monotonic() - self.saved
+        notices = (self.rank == 0 and waited, self.leaving())
+        try:
+            done = self.stepper.step(batches, self.generator, rate, notices)
+        except NotFiniteError as error:
             raise TrainingError(
-                f"{what} is {value} in stage {stage.name!r}, epoch {self.state.epoch + 1}, step {position + 1} of the "
-                f"epoch ({self.state.step + position + 1} of the run); the weights were not changed. Lower "
-                "training.learning_rate or training.clip_norm"
-            )
+                f"{error} in stage {state.stage!r}, epoch {state.epoch + 1}, step {state.position + 1} of the "
+                f"epoch ({state.step + 1} of the run); the weights were not changed. Lower training.learning_rate "
+                "or training.clip_norm"
+            ) from None
+        if self.average is not None:
+            self.average.update(self.model, state.step)
+        told = {"loss": done.loss, **{f"loss_{name}": value for name, value in done.parts.items()}}
+        sums = {name: state.sums.get(name, 0.0) + value for name, value in told.items()}
+        self._advance(step=state.step + 1, position=state.position + 1, sums=sums)
+        return any(done.notices)
+
+    def _figures(self, stage: Stage) -> dict[str, Any]:
+        """Of the epoch so far: means over its steps, and what the machine did in this attempt."""
+        state = self.state
+        means = {name: value / state.position for name, value in state.sums.items()}
+        where = {"epoch": state.epoch, "step": state.step, "stage": stage.name, "seconds": state.seconds}
+        return {**where, **means, **self.meter.figures(self.world, self.splits.rows / self.splits.train.steps)}
 
     def _validated(self, final_stage: bool) -> dict[str, Any]:
         """Validate, and in the last stage compare with the best so far and count towards patience."""
-        name, value = validate(self.model, self.valid, self.settings, self.rank, self.world, self.device)
-        if final_stage:
-            best = self.state.best_metric
-            if best is None or better(name, value, best):
-                self._advance(best_metric=value, best_epoch=self.state.epoch, bad_validations=0)
-                self.best = _weights(self.model) if self.rank == 0 else None
-            else:
-                bad = self.state.bad_validations + 1
-                out_of_patience = 0 < self.settings.patience <= bad
-                self._advance(bad_validations=bad, finished=self.state.finished or out_of_patience)
+        with self.average.in_place(self.model) if self.average else nullcontext():
+            name, value = validate(self.model, self.splits.valid, self.settings, self.rank, self.world, self.device)
+            if final_stage:
+                best = self.state.best_metric
+                if best is None or better(name, value, best):
+                    self._advance(best_metric=value, best_epoch=self.state.epoch, bad_validations=0)
+                    self.best = _weights(self.model) if self.rank == 0 else None
+                else:
+                    bad = self.state.bad_validations + 1
+                    out_of_patience = 0 < self.settings.patience <= bad
+                    self._advance(bad_validations=bad, finished=self.state.finished or out_of_patience)
         return {name: value, "best_epoch": self.state.best_epoch}
 
     # Checkpoints.
 
-    def _save(self, path: Path) -> None:
-        assert self.optimizer is not None
+    def _save(self) -> Path:
+        """Write a checkpoint of this moment from all ranks."""
+        assert self.stepper is not None
+        state = self.state
+        path = Path(self.job.run) / checkpoint.directory_name(state.epoch, state.position, self.attempt)
         body = None
         if self.rank == 0:
-            tensors, scalars = checkpoint.optimizer_state(self.optimizer, self.names)
-            best = None if self.state.best_epoch == self.state.epoch else self.best
-            body = Body(self.state, dict(self.model.state_dict()), tensors, scalars, best)
-        checkpoint.save(path, self.rank, self._rng(), body, _barrier)
+            tensors, scalars = checkpoint.optimizer_state(self.stepper.optimizer, self.stepper.names)
+            average = self.average.average if self.average else None
+            is_best = average is None and (state.best_epoch, 0) == (state.epoch, state.position)
+            best = None if is_best else self.best
+            body = Body(state, dict(self.model.state_dict()), tensors, scalars, best, average)
+        checkpoint.save(path, self.rank, self._rng(), body, self._barrier)
+        if self.rank == 0:
+            checkpoint.retain(path.parent, self.settings.keep_checkpoints)
+        self.saved = time.monotonic()
+        return path
 
     def _resume(self) -> int:
         """Continue from the newest valid checkpoint of this run; returns the number of this attempt.
@@ -255,10 +227,10 @@ class Worker:
         """
         run = Path(self.job.run)
         found = checkpoint.latest_valid(checkpoint.candidates(run)) if self.rank == 0 else None
-        epoch, made, attempt = _from_rank_zero([*_position(found), int(time.time() * 1000)], self.device)
-        if epoch == 0:
+        *place, attempt = self._from_rank_zero([*_place(found), int(time.time() * 1000)])
+        if not any(place):
             return attempt
-        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(epoch, made))
+        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place))
         state = loaded.body.state
         if (state.config_hash, state.input_versions) != (self.job.config_hash, self.job.versions):
             raise TrainingError(f"{run}: holds a run of another configuration or other inputs; choose another run name")
@@ -266,16 +238,19 @@ class Worker:
             raise TrainingError(f"{run}: its checkpoint is of stage {state.stage!r}, which this model does not have")
         self.model.load_state_dict(loaded.body.model)
         self._enter(next(s for s in self.stages if s.name == state.stage))
-        assert self.optimizer is not None
-        checkpoint.restore_optimizer(self.optimizer, self.names, loaded.body.optimizer, loaded.body.optimizer_scalars)
+        assert self.stepper is not None
+        body = loaded.body
+        checkpoint.restore_optimizer(self.stepper.optimizer, self.stepper.names, body.optimizer, body.optimizer_scalars)
+        if self.average is not None and body.average is not None:
+            self.average.average = {name: tensor.to(self.device) for name, tensor in body.average.items()}
         self.state = state
         self._advance(world=self.world)
         if self.rank == 0 and state.best_epoch:
-            self.best = loaded.body.best or _weights(self.model)
+            self.best = body.best or _weights(self.model)
         if state.world == self.world:
             self._set_rng(loaded.rng[self.rank])
         else:
-            self._reseed(state.epoch)
+            self._reseed(state.epoch, state.position)
         return attempt
 
     def _rng(self) -> dict[str, Tensor]:
@@ -290,89 +265,36 @@ class Worker:
         if self.device.type == "cuda" and "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"], self.device)
 
-    def _reseed(self, epoch: int) -> None:
+    def _reseed(self, *place: int) -> None:
         """Generators of a fresh start, or of a run that goes on with another number of workers."""
-        where = (self.world, self.rank, epoch)
+        where = (self.world, self.rank, *place)
         self.generator.manual_seed(seed_of(self.settings.seed, _NOISE, *where))
         torch.manual_seed(seed_of(self.settings.seed, _DROPOUT, *where))
+
+    # Small things.
+
+    def _spent(self, since: float) -> None:
+        spent = time.perf_counter() - since
+        self._advance(seconds=self.state.seconds + spent, train_seconds=self.state.train_seconds + spent)
 
     def _advance(self, **changes: Any) -> None:
         self.state = TrainState(**{**vars(self.state), **changes})
 
+    def _barrier(self) -> None:
+        if dist.is_initialized():
+            dist.barrier(self.saving)
 
-def load_data(job: Job) -> tuple[Data, Data, tuple[FieldSpec, ...]]:
-    """(training split, validation split, fields) of the job's pinned versions."""
-    lake = Lake(job.lake)
-    if job.model.kind == "ranking":
-        versions = job.versions["samples"], job.versions["fields"]
-        train, valid = (RankingData.from_lake(lake, *versions, job.as_of, split) for split in ("train", "valid"))
-        return train, valid, train.fields
-    longest, version = getattr(job.model, "max_length", None), job.versions["sequences"]
-    chunks, targets = (SequenceData.from_lake(lake, version, job.as_of, split, longest) for split in ("train", "valid"))
-    for data in (chunks, targets):
-        if (largest := int(data.items.values.max(initial=0))) >= (job.catalogue or 0):
-            raise TrainingError(
-                f"table sequences version {version} has item index {largest}, but the vocabulary ends before "
-                f"{job.catalogue}; the two versions do not belong together"
-            )
-    return chunks, targets, ()
-
-
-def stages_of(model: Any, epochs: int) -> list[Stage]:
-    """The stage of every epoch, in order; a model without `stages` has one, named 'main'."""
-    stages: Sequence[Stage] = model.stages() if hasattr(model, "stages") else [Stage("main", 1.0, model.loss)]
-    lengths = split_epochs([s.share for s in stages], epochs)
-    return [stage for stage, length in zip(stages, lengths, strict=True) for _ in range(length)]
-
-
-def split_epochs(shares: Sequence[float], epochs: int) -> list[int]:
-    """Whole epochs by share: at least one each, together `epochs`, otherwise as near as possible.
-
-    >>> split_epochs([0.3, 0.1, 0.6], 10), split_epochs([0.3, 0.1, 0.6], 4)
-    ([3, 1, 6], [1, 1, 2])
-    """
-    if epochs < len(shares):
-        raise TrainingError(f"training.epochs {epochs} is less than the model's {len(shares)} stages; raise it")
-    exact = [share / sum(shares) * epochs for share in shares]
-    lengths = [max(1, math.floor(e + 1e-9)) for e in exact]
-    while sum(lengths) != epochs:
-        step = 1 if sum(lengths) < epochs else -1
-        open_to_change = [i for i, n in enumerate(lengths) if n + step >= 1]
-        lengths[max(open_to_change, key=lambda i: step * (exact[i] - lengths[i]))] += step
-    return lengths
-
-
-def _weight(batch: Any) -> int:
-    """Targets of a sequence batch, rows of a ranking batch: what a loss is the mean over."""
-    if isinstance(batch, SequenceBatch):
-        return int((batch.targets_BL >= FIRST_INDEX).sum())
-    return len(batch.label_B)
-
-
-def _require_parameters(stage: Stage, trainable: set[str]) -> None:
-    for prefix in stage.frozen:
-        if not any(name.startswith(prefix) for name in trainable):
-            raise TrainingError(f"stage {stage.name!r} freezes {prefix!r}, but no parameter's name begins so")
-    if all(name.startswith(stage.frozen) for name in trainable):
-        raise TrainingError(f"stage {stage.name!r} freezes every parameter; nothing is left to train")
+    def _from_rank_zero(self, values: list[int]) -> list[int]:
+        tensor = torch.tensor(values, dtype=torch.int64)
+        if dist.is_initialized():
+            dist.broadcast(tensor, 0, self.saving)
+        return [int(v) for v in tensor]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
-def _position(found: tuple[Path, Any] | None) -> list[int]:
-    """(epoch, attempt) in a checkpoint's name; zeros without one."""
-    return [int(part) for part in found[0].name.split("-")[1:]] if found else [0, 0]
-
-
-def _from_rank_zero(values: list[int], device: torch.device) -> list[int]:
-    tensor = torch.tensor(values, dtype=torch.int64, device=device)
-    if dist.is_initialized():
-        dist.broadcast(tensor, 0)
-    return [int(v) for v in tensor]
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.barrier()
+def _place(found: tuple[Path, Any] | None) -> list[int]:
+    """(epoch, position, attempt) in a checkpoint's name; zeros without one."""
+    return checkpoint.place_of(found[0]) if found else [0, 0, 0]

@@ -6,34 +6,103 @@ user, F categorical fields, G numeric fields, N all fields, K values of a multi-
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from infra.tables import Kind
+from infra.tables import FIRST_INDEX, PADDING, Kind
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a loss: `weight * sum / count`, the count being that of `over` in the whole global batch.
+
+    Sum and count are apart so that ranks and micro-batches, which hold different numbers of targets, add up to
+    exactly the loss of the global batch.
+    """
+
+    sum: Tensor
+    over: str
+    """What it is a mean over, one of the batch's `counts`: targets, sequences or samples."""
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
 class LossParts:
-    """`total` is differentiated; `parts` are its named terms, detached, for the log."""
+    """The named terms of a loss, and the counts of the batch that they were computed on."""
 
-    total: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    terms: Mapping[str, Term]
+    counts: Mapping[str, Tensor]
+
+    @property
+    def total(self) -> Tensor:
+        """The loss of this batch alone."""
+        return self.scaled(self.counts)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """Each term's mean over this batch, detached and without its weight, for the log."""
+        return {name: (t.sum / self.counts[t.over].clamp(min=1)).detach() for name, t in self.terms.items()}
+
+    def scaled(self, counts: Mapping[str, Tensor]) -> Tensor:
+        """This batch's share of the loss of a global batch with these counts."""
+        shares = [t.weight * t.sum / counts[t.over].clamp(min=1) for t in self.terms.values()]
+        return torch.stack(shares).sum()
 
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Histories, LEFT-padded with 0, oldest first, so that position -1 is always the latest event.
+    """Events of users, oldest first; 0 is padding.
 
-    items_BL: int64 item indices. targets_BL: the item that follows each position (0 = no target);
-    empty (B, 0) at inference.
+    At inference a row is one LEFT-padded history, so that position -1 is always the latest event. In training a
+    row may hold several sequences one after the other: `place_BL` is an event's place in its own sequence, from 0,
+    and 0 at padding, so a new sequence begins wherever it is 0.
+
+    items_BL: int64 item indices. targets_BL: the item that follows each position (0 = no target); empty (B, 0)
+    at inference.
     """
 
     items_BL: Tensor
     targets_BL: Tensor
+    place_BL: Tensor
+
+    @classmethod
+    def left_padded(cls, items_BL: Tensor, targets_BL: Tensor | None = None) -> SequenceBatch:
+        """One sequence per row.
+
+        >>> SequenceBatch.left_padded(torch.tensor([[0, 0, 7, 8]])).place_BL.tolist()
+        [[0, 0, 0, 1]]
+        """
+        place_BL = ((items_BL != PADDING).long().cumsum(dim=1) - 1).clamp(min=0)
+        return cls(items_BL, items_BL.new_zeros(len(items_BL), 0) if targets_BL is None else targets_BL, place_BL)
+
+    def latest(self, length: int) -> SequenceBatch:
+        """The last `length` columns of left-padded rows; without any column, one of padding.
+
+        >>> none = torch.empty(2, 0, dtype=torch.int64)
+        >>> SequenceBatch.left_padded(none).latest(2).items_BL.tolist()
+        [[0], [0]]
+        """
+        items_BL = self.items_BL if self.items_BL.shape[1] else self.items_BL.new_zeros(len(self.items_BL), 1)
+        return SequenceBatch.left_padded(items_BL[:, -length:])
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """`targets`: positions with one; `sequences`: sequences that have any."""
+        valid_BL = self.targets_BL >= FIRST_INDEX
+        return {"targets": valid_BL.sum(), "sequences": (self.targets_per_sequence() > 0).sum()}
+
+    def sequence_of(self) -> Tensor:
+        """(B L,): which sequence each position belongs to, counted through the batch; padding has its own."""
+        return (self.place_BL == 0).flatten().cumsum(0) - 1
+
+    def targets_per_sequence(self) -> Tensor:
+        """(B L,): targets of sequence i, zeros beyond the last."""
+        valid = (self.targets_BL >= FIRST_INDEX).flatten().long()
+        return torch.zeros_like(valid).index_add_(0, self.sequence_of(), valid)
 
 
 @dataclass(frozen=True)
@@ -67,6 +136,11 @@ class RankingBatch:
     def with_missing(self, missing_BN: Tensor) -> RankingBatch:
         """The same impressions with another set of missing fields."""
         return replace(self, missing_BN=missing_BN)
+
+    @property
+    def counts(self) -> dict[str, Tensor]:
+        """`samples`: rows."""
+        return {"samples": torch.tensor(len(self.label_B), device=self.label_B.device)}
 
 
 Batch = TypeVar("Batch", SequenceBatch, RankingBatch)

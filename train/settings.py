@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -22,24 +23,53 @@ class TrainingSettings(Settings):
     """Passes over the training split, all stages of the model together."""
     batch_size: int = Field(256, ge=1)
     """Rows of the GLOBAL batch, split over the workers; at least one row for each worker."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches that each worker's share is cut into; their gradients are added up before the step."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's step size, constant."""
+    """AdamW's step size at its highest."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the step size goes on after the warm-up: it stays, or falls to 0 at the end of the last epoch."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the step size rises from 0."""
     weight_decay: float = Field(1e-5, ge=0)
     """AdamW's decoupled decay: each step shrinks every trained weight by learning_rate * weight_decay."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest L2 norm of the whole gradient; 0 = no clipping (the norm is still checked to be finite)."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of a moving average of the weights, which is then what is validated and published; 0 = none."""
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    """Of matrix products: float32, TF32 (NVIDIA GPUs), or bfloat16 under autocast with float32 weights."""
+    compile: bool = False
+    """torch.compile the step; the first step of each stage takes minutes longer."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
+    start: Literal["fresh", "champion"] = "fresh"
+    """Weights to start from: fresh ones, or the champion's with its tables grown for new vocabulary entries."""
+    loader: Literal["auto", "resident", "streaming"] = "auto"
+    """Training rows from memory maps, shuffled as a whole; or row group by row group, shuffled within a window;
+    auto = resident up to `resident_gb`."""
+    resident_gb: float = Field(8.0, gt=0)
+    """Largest training split (GiB in memory) that `auto` keeps in memory maps, one copy per node."""
+    window: int = Field(200_000, ge=1)
+    """Rows that a stream shuffles together when streaming."""
+    streams: int = Field(8, ge=1)
+    """Streams of a streaming run, at least as many as workers; with another number rows come in another order."""
+    cache: Path | None = None
+    """Folder on each node's own disk for the memory maps; null = in the system's temporary directory."""
     workers: Count | tuple[Count, Count] = 1
-    """Training processes; [min, max] lets Ray start with what the cluster has."""
+    """Training processes; [min, max] lets Ray start with what the cluster has, and grow when there is more."""
     threads: int = Field(1, ge=1)
     """CPU threads of each worker, and the CPUs that it reserves."""
     use_gpu: bool | Literal["auto"] = False
     """One GPU for each worker; auto = if the cluster has one for every worker."""
     max_failures: int = Field(0, ge=0)
     """How often a failed worker group is restarted from the latest checkpoint."""
+    timeout_seconds: int = Field(45, ge=5)
+    """How long a rank waits for the others in a step before it gives them up for dead."""
     checkpoint_every: int = Field(1, ge=1)
     """Epochs between checkpoints; the last epoch always writes one."""
+    checkpoint_seconds: float = Field(0, ge=0)
+    """Seconds after which a checkpoint is written within an epoch; 0 = only between epochs."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     patience: int = Field(0, ge=0)

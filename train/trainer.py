@@ -7,6 +7,7 @@ a run that had finished only writes its artifact again.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import time
@@ -22,21 +23,32 @@ import pyarrow.compute as pc
 import torch
 
 from infra.config import digest
-from infra.errors import Logs2RecError, TrainingError
+from infra.errors import EnvironmentProblem, Logs2RecError, TrainingError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
 from train import artifact, checkpoint
 from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, PopularityConfig
-from train.loader import SequenceData, predicted, read_fields
-from train.loop import Job, train_worker
+from train.job import Job
+from train.loop import train_worker
 from train.models.popularity import PopularityModel
+from train.ranking_data import read_fields
+from train.sequence_data import SequenceData, predicted
 from train.settings import TrainingSettings
+from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
 
 Progress = Callable[[dict[str, Any]], None]
-_OPERATIONAL = {"workers", "threads", "use_gpu", "max_failures", "checkpoint_every", "keep_checkpoints"}
+_OPERATIONAL = {
+    "workers", "threads", "use_gpu", "max_failures", "timeout_seconds", "checkpoint_every", "checkpoint_seconds",
+    "keep_checkpoints", "cache",
+}  # fmt: skip
 _POLL_SECONDS = 0.2
+_RESIZE_SECONDS = 20.0
+"""How often an elastic run looks for more workers; Ray's own view of the cluster is up to 20 s old."""
+_START_ATTEMPTS = 30
+"""How often the workers may fail to start in a row, for want of room or of a node, before the run is given up."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +65,8 @@ class TrainRequest:
     vocabulary_hash: str
     vocabulary: pa.Table | None = None
     """Columns field, index, key (train.artifact). Sequence models take the catalogue's size from '__item__'."""
+    tracker: Tracker | None = None
+    """Where to log the run; None = nowhere."""
 
     @property
     def config_hash(self) -> str:
@@ -81,57 +95,63 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
         use_gpu = _require_resources(request.training)
         run.mkdir(parents=True, exist_ok=True)
         with _forwarded(run / "progress.jsonl", progress), _sigint_restored():
-            _run_workers(job, use_gpu)
+            _run_workers(job, use_gpu, request.tracker)
         body = _finished(job)
     if body is None:
         raise TrainingError(f"run {request.run_name}: ended without a final checkpoint in {run}; train again")
     return _publish(request, job, body, out)
 
 
-def _run_workers(job: Job, use_gpu: bool) -> None:
+def _run_workers(job: Job, use_gpu: bool, tracker: Tracker | None) -> None:
     """The Ray Train run; whatever goes wrong on a worker comes out as one TrainingError."""
     import ray
     from ray.train.torch import TorchTrainer
-    from ray.train.v2.api.config import (
-        CheckpointConfig,
-        FailureConfig,
-        LoggingConfig,
-        RunConfig,
-        ScalingConfig,
-    )
+    from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from train.rendezvous import FileRendezvous
 
     settings, run = job.training, Path(job.run)
     resources = {"CPU": settings.threads, **({"GPU": 1} if use_gpu else {})}
+    notes = run / "tracking.log"
+    notes.unlink(missing_ok=True)
+    # Ray's record of checkpoints is not ours, and a truncated one would stop every later run of this name.
+    (run / "checkpoint_manager_snapshot.json").unlink(missing_ok=True)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=job.to_config(),
-        torch_config=FileRendezvous(folder=str(run / "rendezvous")),
-        scaling_config=ScalingConfig(num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources),
+        torch_config=FileRendezvous(folder=str(run / "rendezvous"), timeout_s=settings.timeout_seconds),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers, use_gpu=use_gpu, resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+        ),
         run_config=RunConfig(  # type: ignore[arg-type]  # the public alias is annotated with Ray's v1 class
             name=run.name,
             storage_path=str(run.parent),
-            failure_config=FailureConfig(max_failures=settings.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=settings.keep_checkpoints),
-            callbacks=[_recorder(run / "progress.jsonl")],
+            failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=_START_ATTEMPTS),
+            callbacks=[_recorder(run / "progress.jsonl"), *([mlflow_callback(tracker, notes)] if tracker else [])],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
-    )
+    )  # fmt: skip
     try:
         trainer.fit()
     except TrainingFailedError as error:
         raise TrainingError(f"run {run.name}: {_cause(error)}") from None
     except ray.exceptions.RayError as error:
+        if tracker:
+            finish(tracker, "FAILED")
         raise TrainingError(f"run {run.name}: Ray failed: {_brief(error)}") from None
+    finally:
+        if notes.exists():
+            _log.warning("%s", notes.read_text(encoding="utf-8").strip())
 
 
 def _cause(error: Exception) -> str:
     """The message that explains a failed run: ours if a worker raised one, else the lowest rank's."""
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
-        return _brief(getattr(error, "controller_failure", error))
+        cause = getattr(error, "controller_failure", error)
+        return str(cause) if isinstance(cause, Logs2RecError) else _brief(cause)
     ours = {rank: e for rank, e in failures.items() if isinstance(e, Logs2RecError)}
     if ours:
         return str(ours[min(ours)])
@@ -147,10 +167,18 @@ def _brief(error: BaseException) -> str:
 
 
 def _recorder(path: Path) -> Any:
-    """A Ray callback (it lives in Ray's controller process) that appends each report to a file."""
+    """A Ray callback (it lives in Ray's controller process) that appends each report to a file.
+
+    It also ends the run at once when a worker says itself what is wrong: a repetition would say the same.
+    """
     from ray.train import UserCallback
 
     class Recorder(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for _, error in sorted(worker_exceptions.items()):
+                if isinstance(error, Logs2RecError) and not isinstance(error, EnvironmentProblem):
+                    raise error
+
         def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(metrics[0]) + "\n")

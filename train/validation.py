@@ -18,9 +18,10 @@ from torch.nn import functional as F
 
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX
-from train.loader import RankingData, SequenceData
 from train.protocol import SequenceBatch, to_device
 from train.ranking import ndcg_at, target_ranks
+from train.ranking_data import RankingData
+from train.sequence_data import SequenceData
 from train.settings import TrainingSettings
 
 Data = SequenceData | RankingData

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from evaluate.publish.registry import quiet
+from infra.mlflow_store import quiet
 from infra.tables import FIRST_INDEX, Kind
 from train.artifact import ITEM_FIELD, Loaded, load
 

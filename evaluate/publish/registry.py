@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import re
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from evaluate.settings import TrackingSettings
 from infra.errors import ArtifactError, EnvironmentProblem
+from infra.mlflow_store import create_database, quiet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,24 +32,6 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
 BUILD_TAG = "logs2rec.build"
 STORE_TAG = "logs2rec.store"
-
-#: Whatever of these the user has set stays. MLflow reads the first one when it is imported.
-_ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output ends in our one line of JSON
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    # A server that refuses is given up after 3 s, one that never answers after 90 s; MLflow's own
-    # settings (7 retries of 120 s) come to 18 minutes.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-}
-
-
-def quiet() -> None:
-    """No telemetry, nothing on standard output, short patience; call it before MLflow is imported."""
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
 
 
 class Registry:
@@ -175,6 +157,7 @@ def _open(uri: str, settings: TrackingSettings, workspace: Path, default_experim
 
     name = settings.experiment or default_experiment
     try:
+        create_database(uri)
         client = mlflow.MlflowClient()
         experiment = client.get_experiment_by_name(name)
     except (OSError, ImportError) as error:  # a folder that cannot be written, a database driver that is not there

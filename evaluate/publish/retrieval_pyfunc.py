@@ -68,7 +68,7 @@ class RetrievalModel(PythonModel):
         histories = [read(cell, Kind.MULTI) or [] for cell in model_input["history"]]
         seen_BH = left_padded([[self.index.get(item, UNKNOWN) for item in items] for items in histories])
         items_BL = seen_BH[:, -self.length :] if self.length else seen_BH
-        batch = SequenceBatch(items_BL, items_BL.new_zeros(len(items_BL), 0))
+        batch = SequenceBatch.left_padded(items_BL)
         with torch.inference_mode():
             u_BRD = self.model.user_vectors(batch, None, torch.Generator().manual_seed(0))
             k = min(k, max(1, len(self.keys)))

@@ -56,7 +56,7 @@ def test_a_sequence_model_comes_back(tmp_path):
     assert loaded.metrics == {"epochs": 2, "valid_metric": 0.5}
     assert loaded.vocabulary.equals(VOCABULARY)
     assert not loaded.model.training
-    batch = SequenceBatch(torch.tensor([[0, 2, 3], [4, 5, 2]]), torch.zeros(2, 0, dtype=torch.int64))
+    batch = SequenceBatch.left_padded(torch.tensor([[0, 2, 3], [4, 5, 2]]))
     answers = [m.user_vectors(batch, None, torch.Generator()) for m in (model, loaded.model)]
     assert torch.equal(*answers)
     assert torch.equal(model.item_table(), loaded.model.item_table())

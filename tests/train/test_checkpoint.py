@@ -121,7 +121,7 @@ def test_names_that_lead_out_are_refused(tmp_path, name):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format"),
+        ({"format_version": 9}, "format"),
         ({"format": "logs2rec-model"}, "format"),
         ({"files": ["state.json"]}, "no list of files"),
     ],
@@ -142,11 +142,11 @@ def test_a_manifest_that_is_no_json_object(tmp_path, text):
 
 
 def test_candidates_are_newest_first_and_the_newest_valid_one_wins(tmp_path):
-    for epoch, attempt in ((1, 5), (2, 5), (2, 9), (10, 5)):
-        write(tmp_path / checkpoint.directory_name(epoch, attempt), epoch=epoch, seconds=float(attempt))
+    for *place, attempt in ((1, 7, 5), (2, 0, 5), (2, 0, 9), (10, 0, 5)):
+        write(tmp_path / checkpoint.directory_name(*place, attempt), epoch=place[0], seconds=float(attempt))
     (tmp_path / "epoch-000099-5.txt").write_text("no directory")
     paths = checkpoint.candidates(tmp_path)
-    assert [p.name[6:12] + p.name[-1] for p in paths] == ["0000105", "0000029", "0000025", "0000015"]
+    assert [checkpoint.place_of(p) for p in paths] == [[10, 0, 5], [2, 0, 9], [2, 0, 5], [1, 7, 5]]
     (paths[0] / "MANIFEST.json").unlink()
     (paths[1] / "state.json").write_text("{}")
     path, loaded = checkpoint.latest_valid(paths)

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from infra.errors import TrainingError
-from tests.train.test_loader import AS_OF, write_samples, write_sequences
+from tests.train.tables import AS_OF, write_samples, write_sequences
+from tests.train.test_sequence_data import events
 from train import checkpoint, loop, validation
 from train.configs import ADRecConfig, DNNConfig, SASRecConfig
-from train.loop import Job, Worker, split_epochs
-from train.protocol import LossParts, Stage
+from train.job import Job, opened
+from train.loop import Worker
+from train.protocol import LossParts, Stage, Term
 from train.settings import TrainingSettings
+from train.stages import split_epochs
+from train.step import Stepper
 
 CPU = torch.device("cpu")
 ADREC = ADRecConfig(width=8, blocks=1, heads=1, denoiser_blocks=1, steps=4, max_length=4)
@@ -29,7 +33,7 @@ TARGETS = [([2, 3], 4, True), ([5], 6, True), ([9, 8, 7], 2, True)]
 def job(root: Path, model=SASREC, run: str = "run", **settings) -> Job:
     if not (root / "sequences").exists():
         write_sequences(root, CHUNKS, TARGETS)
-    given_settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01, **settings}
+    given_settings = {"epochs": 4, "batch_size": 8, "learning_rate": 0.01, "cache": root / "maps", **settings}
     return Job(
         lake=str(root), versions={"sequences": 0}, as_of=AS_OF, model=model, catalogue=10,
         training=TrainingSettings(**given_settings), run=str(root / run), config_hash="c0ffee",
@@ -40,6 +44,14 @@ class KilledError(Exception):
     pass
 
 
+def worker_of(what: Job) -> Worker:
+    """The whole run as one worker in this process; its memory maps are let go when it is."""
+    held = opened(what, 0, 1)
+    worker = Worker(what, held.__enter__(), 0, 1, CPU)
+    worker.held = held
+    return worker
+
+
 def run(what: Job, kill_after: int | None = None) -> tuple[Worker, list[dict]]:
     reports: list[dict] = []
 
@@ -48,7 +60,7 @@ def run(what: Job, kill_after: int | None = None) -> tuple[Worker, list[dict]]:
         if kill_after == len(reports):
             raise KilledError
 
-    worker = Worker(what, 0, 1, CPU)
+    worker = worker_of(what)
     worker.run(report)
     return worker, reports
 
@@ -77,7 +89,7 @@ class TestResume:
         straight, _ = run(job(tmp_path, ADREC, "a"))
         with pytest.raises(KilledError):
             run(job(tmp_path, ADREC, "b"), kill_after=2)
-        resumed = Worker(job(tmp_path, ADREC, "b"), 0, 1, CPU)
+        resumed = worker_of(job(tmp_path, ADREC, "b"))
         resumed._set_rng = lambda states: None
         resumed.run(lambda metrics, path: None)
         assert not same(straight.model.state_dict(), resumed.model.state_dict())
@@ -99,8 +111,10 @@ class TestResume:
         assert same(done.model.state_dict(), again.model.state_dict())
 
     def test_checkpoints_come_as_often_as_asked(self, tmp_path):
-        run(job(tmp_path, epochs=5, checkpoint_every=2))
-        assert [int(p.name[6:12]) for p in checkpoint.candidates(tmp_path / "run")] == [5, 4, 2]
+        run(job(tmp_path, epochs=5, checkpoint_every=2, keep_checkpoints=3))
+        assert [checkpoint.place_of(p)[0] for p in checkpoint.candidates(tmp_path / "run")] == [5, 4, 2]
+        run(job(tmp_path, run="two", epochs=5))
+        assert [checkpoint.place_of(p)[0] for p in checkpoint.candidates(tmp_path / "two")] == [5, 4]
 
     def test_a_strangers_run_is_refused(self, tmp_path):
         run(job(tmp_path))
@@ -125,8 +139,8 @@ class Tiny(nn.Module):
 
     def loss(self, batch, generator):
         self.calls += 1
-        value = self.bias(self.table(batch.items_BL)).square().mean()
-        return LossParts(self.losses(self.calls, value), {"square": value.detach()})
+        value = self.losses(self.calls, self.bias(self.table(batch.items_BL)).square().mean())
+        return LossParts({"square": Term(value * batch.counts["targets"], "targets")}, batch.counts)
 
     def user_vectors(self, batch, steps, generator):
         return torch.ones(len(batch.items_BL), 1, 1)
@@ -147,7 +161,9 @@ class Staged(Tiny):
 
 
 def with_model(monkeypatch, model: nn.Module) -> None:
+    """Train this model; its loss is called for steps only, not for counting FLOPs."""
     monkeypatch.setattr(loop, "build", lambda config, catalogue, fields: model)
+    monkeypatch.setattr(Stepper, "rehearse", lambda *args: 1)
 
 
 class TestStages:
@@ -169,7 +185,7 @@ class TestStages:
         model = Staged()
         with_model(monkeypatch, model)
         seen = [{k: v.clone() for k, v in model.state_dict().items()}]
-        worker = Worker(job(tmp_path, weight_decay=10.0), 0, 1, CPU)
+        worker = worker_of(job(tmp_path, weight_decay=10.0))
         stages = []
 
         def report(metrics, path):
@@ -187,7 +203,7 @@ class TestStages:
     def test_adamw_remembers_what_stays_and_forgets_what_was_frozen(self, tmp_path, monkeypatch):
         with_model(monkeypatch, Staged())
         worker, _ = run(job(tmp_path))
-        steps = {name: int(worker.optimizer.state[p]["step"]) for name, p in worker.model.named_parameters()}
+        steps = {name: int(worker.stepper.optimizer.state[p]["step"]) for name, p in worker.model.named_parameters()}
         # 20 rows in batches of 8 are 3 steps an epoch: the table had a pause, the bias went on.
         assert steps == {"table.weight": 3, "bias.weight": 6, "bias.bias": 6}
 
@@ -199,7 +215,7 @@ class TestStages:
         model.stages = lambda: [Stage("only", 1.0, model.loss, frozen)]
         with_model(monkeypatch, model)
         with pytest.raises(TrainingError, match=message):
-            Worker(job(tmp_path), 0, 1, CPU)
+            worker_of(job(tmp_path))
 
 
 class TestNonFinite:
@@ -207,13 +223,13 @@ class TestNonFinite:
     def test_a_loss_stops_before_the_step(self, tmp_path, monkeypatch, bad):
         model = Tiny(lambda call, value: value + bad if call == 5 else value)
         with_model(monkeypatch, model)
-        worker = Worker(job(tmp_path), 0, 1, CPU)
+        worker = worker_of(job(tmp_path))
         with pytest.raises(
             TrainingError, match=r"loss is .*stage 'main', epoch 2, step 2 of the epoch \(5 of the run\)"
         ):
             worker.run(lambda metrics, path: None)
         assert all(p.isfinite().all() for p in model.parameters())
-        assert all(int(s["step"]) == 4 for s in worker.optimizer.state.values())
+        assert all(int(s["step"]) == 4 for s in worker.stepper.optimizer.state.values())
 
     def test_a_gradient_stops_before_the_step(self, tmp_path, monkeypatch):
         # sqrt(0) is finite, its derivative is not.
@@ -225,11 +241,11 @@ class TestNonFinite:
 
     def test_a_validation_score(self, tmp_path):
         write_samples(tmp_path, rows_of(4) + [{**r, "split": "valid"} for r in rows_of(4)])
-        ranking = Job(**{**vars(job(tmp_path, DNNConfig())), "versions": {"samples": 0, "fields": 0}})
-        worker = Worker(ranking, 0, 1, CPU)
+        ranking = Job(**{**vars(job(tmp_path, DNNConfig(), batch_size=3)), "versions": {"samples": 0, "fields": 0}})
+        worker = worker_of(ranking)
         nn.init.constant_(worker.model.out.bias, math.nan)
         with pytest.raises(TrainingError, match="valid_log_loss is nan"):
-            validation.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+            validation.validate(worker.model, worker.splits.valid, worker.settings, 0, 1, CPU)
 
 
 def scripted(monkeypatch, values: list[float], name: str = "valid_ndcg_20") -> None:
@@ -242,7 +258,7 @@ class TestStopping:
         with_model(monkeypatch, Tiny())
         scripted(monkeypatch, [0.1, 0.3, 0.3, 0.2, 0.9])
         weights = []
-        worker = Worker(job(tmp_path, epochs=9, patience=2), 0, 1, CPU)
+        worker = worker_of(job(tmp_path, epochs=9, patience=2))
         worker.run(lambda metrics, path: weights.append(worker.model.table.weight.clone()))
         assert (worker.state.epoch, worker.state.best_epoch, worker.state.best_metric) == (4, 2, 0.3)
         assert worker.state.finished
@@ -286,7 +302,7 @@ class TestValidate:
         with torch.no_grad():
             model.table.weight.copy_(10.0 - torch.arange(10.0)[:, None])
         settings = TrainingSettings(batch_size=2)
-        _, valid, _ = loop.load_data(job(tmp_path))
+        valid = worker_of(job(tmp_path)).splits.valid
         name, value = validation.validate(model, valid, settings, 0, 1, CPU)
         assert name == "valid_ndcg_20"
         assert value == pytest.approx((1 / math.log2(3) + 1 + 1 / math.log2(7) + 0) / 4, rel=1e-12)
@@ -296,11 +312,11 @@ class TestValidate:
 
     def test_log_loss_by_hand(self, tmp_path):
         write_samples(tmp_path, rows_of(3) + [{**r, "split": "valid"} for r in rows_of(3)])
-        ranking = Job(**{**vars(job(tmp_path, DNNConfig())), "versions": {"samples": 0, "fields": 0}})
-        worker = Worker(ranking, 0, 1, CPU)
+        ranking = Job(**{**vars(job(tmp_path, DNNConfig(), batch_size=3)), "versions": {"samples": 0, "fields": 0}})
+        worker = worker_of(ranking)
         nn.init.zeros_(worker.model.out.weight)
         nn.init.constant_(worker.model.out.bias, math.log(3))  # p = 3/4 for everyone; labels 0, 1, 0
-        name, value = validation.validate(worker.model, worker.valid, worker.settings, 0, 1, CPU)
+        name, value = validation.validate(worker.model, worker.splits.valid, worker.settings, 0, 1, CPU)
         assert name == "valid_log_loss"
         assert value == pytest.approx(-(2 * math.log(1 / 4) + math.log(3 / 4)) / 3, rel=1e-6)
 
@@ -328,19 +344,19 @@ class TestTraining:
         assert reports[-1]["valid_log_loss"] < 0.1
 
     def test_every_row_is_trained_on_once_per_epoch(self, tmp_path, monkeypatch):
-        seen: list[int] = []
+        seen: list[str] = []
 
         class Recording(Tiny):
             def loss(self, batch, generator):
-                seen.extend(int(first) for first in (batch.items_BL == 0).sum(1) * 10 + batch.targets_BL[:, -1])
+                seen.extend(str(sequence) for sequence in events(batch))
                 return super().loss(batch, generator)
 
         with_model(monkeypatch, Recording())
-        worker, reports = run(job(tmp_path, epochs=2, batch_size=32))
-        first, second = Counter(seen[:20]), Counter(seen[20:])
-        assert first == second
+        worker, reports = run(job(tmp_path, epochs=2, batch_size=8, accumulate=2))
+        assert len(seen) == 40
+        assert Counter(seen[:20]) == Counter(seen[20:])
         assert seen[:20] != seen[20:]
-        assert (worker.state.step, worker.state.examples, reports[-1]["step"]) == (2, 40, 2)
+        assert (worker.state.step, worker.state.examples, reports[-1]["step"]) == (6, 40, 6)
 
     def test_clipping(self, tmp_path, monkeypatch):
         """One AdamW step is blind to the gradient's size, so look at the gradient itself."""
@@ -348,14 +364,14 @@ class TestTraining:
         for clip in (0.0, 0.01):
             model = Tiny(lambda call, value: value * 1000)
             with_model(monkeypatch, model)
-            run(job(tmp_path, run=f"clip{clip}", epochs=1, batch_size=32, clip_norm=clip))
+            run(job(tmp_path, run=f"clip{clip}", epochs=1, batch_size=20, clip_norm=clip))
             norms[clip] = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
         assert norms[0.01] == pytest.approx(0.01, rel=1e-3)
         assert norms[0.0] > 1
 
     def test_an_item_beyond_the_catalogue_is_refused(self, tmp_path):
         with pytest.raises(TrainingError, match="item index 9, but the vocabulary ends before 9"):
-            Worker(Job(**{**vars(job(tmp_path)), "catalogue": 9}), 0, 1, CPU)
+            worker_of(Job(**{**vars(job(tmp_path)), "catalogue": 9}))
 
     def test_a_job_survives_its_trip_through_ray(self, tmp_path):
         before = job(tmp_path, ADREC, workers=(1, 3))

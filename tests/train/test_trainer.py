@@ -11,10 +11,11 @@ import torch
 import train
 from infra.cluster import RaySettings, cluster
 from infra.errors import EnvironmentProblem, TrainingError
-from tests.train.test_loader import AS_OF, write_samples, write_sequences
+from tests.train.tables import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
 from train import checkpoint, loop, trainer, validation
 from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.job import Job, opened
 from train.loop import Worker
 from train.settings import TrainingSettings
 from train.trainer import TrainRequest, fit
@@ -84,8 +85,7 @@ class TestOnRay:
         alone: list[dict] = []
         fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs", progress.append)
         metrics = train.load(tmp_path / "m2").metrics
-        single = job_of(request_for(tmp_path), run=str(tmp_path / "runs" / "one"))
-        Worker(single, 0, 1, CPU).run(lambda report, path: alone.append(report))
+        in_this_process(job_of(request_for(tmp_path), run=str(tmp_path / "runs" / "one")), alone.append)
         assert [m["loss"] for m in progress] == pytest.approx([m["loss"] for m in alone], rel=1e-6)
         one, two = (weights(tmp_path, name)["items.weight"] for name in ("one", "two"))
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
@@ -99,9 +99,9 @@ class TestOnRay:
         assert (loaded.lineage, loaded.vocabulary_hash, loaded.catalogue) == ({"sequences": 0}, "beef", 10)
         assert loaded.vocabulary.equals(VOCABULARY)
         assert loaded.metrics == metrics
-        _, valid, _ = loop.load_data(job_of(request_for(tmp_path)))
         settings = request_for(tmp_path).training
-        _, value = validation.validate(loaded.model, valid, settings, 0, 1, CPU)
+        with opened(job_of(request_for(tmp_path)), 0, 1) as splits:
+            _, value = validation.validate(loaded.model, splits.valid, settings, 0, 1, CPU)
         assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)  # the best weights, not the last
 
         # A finished run needs no worker any more, and its artifact is the one that is there.
@@ -156,8 +156,14 @@ class TestOnRay:
         assert ray.is_initialized()
 
 
-def job_of(request: TrainRequest, run: str = "") -> loop.Job:
-    return loop.Job(
+def in_this_process(job: Job, told=lambda metrics: None) -> None:
+    """The whole run as one worker, without Ray."""
+    with opened(job, 0, 1) as splits:
+        Worker(job, splits, 0, 1, CPU).run(lambda metrics, path: told(metrics))
+
+
+def job_of(request: TrainRequest, run: str = "") -> Job:
+    return Job(
         lake=str(request.lake), versions=request.versions, as_of=request.as_of, model=request.model,
         training=request.training, catalogue=10, run=run, config_hash="",
     )  # fmt: skip
@@ -177,8 +183,7 @@ class TestWithoutRay:
         assert not (tmp_path / "runs").exists()
 
     def test_a_ranking_model(self, tmp_path, monkeypatch):
-        in_this_process = lambda job, use_gpu: Worker(job, 0, 1, CPU).run(lambda report, path: None)  # noqa: E731
-        monkeypatch.setattr(trainer, "_run_workers", in_this_process)
+        monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))
         monkeypatch.setattr(trainer, "_require_resources", lambda settings: False)
         write_samples(tmp_path, rows_of(20) + [{**r, "split": "valid"} for r in rows_of(6)])
         config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(4,)), hidden=4)

@@ -14,15 +14,16 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX, PADDING
 from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
-from train.layers import CausalTransformer, HistoryEncoder, initialise, item_embedding, latest
-from train.losses import catalogue_cross_entropy
-from train.protocol import LossParts, SequenceBatch, Stage
+from train.layers import CausalTransformer, HistoryEncoder, Visible, initialise, item_embedding
+from train.losses import catalogue_cross_entropy_sum
+from train.protocol import LossParts, SequenceBatch, Stage, Term
 
 
 class TimeEmbedding(nn.Module):
@@ -61,36 +62,34 @@ class ADRec(nn.Module):
         self.config = config
         self.items = item_embedding(catalogue, config.width)
         self.cam = self._history_encoder()
-        self.adm = CausalTransformer(
-            config.width, config.denoiser_blocks, config.heads, config.dropout, config.seen_padding
-        )
+        self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
         self.time = TimeEmbedding(config.width, config.steps)
         self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
         self.pretrain_encoder = self._history_encoder() if config.pretrain_share else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
-        """0.5 * (CE + mse_weight * MSE), both of x0_hat (papers.md 2.3)."""
-        items_BL, targets_BL = self._cut(batch)
-        real_BL = items_BL != PADDING
-        # What follows a position stands there clean where it is no target, as it will when it is history.
-        next_BL = torch.cat([items_BL[:, 1:], targets_BL[:, -1:]], dim=1) * real_BL
-        x0_BLD = self.items(next_BL)
-        x_t_BLD, t_BL = self._noised(x0_BLD, targets_BL, generator)
-        c_BLD = self.cam(self.items(items_BL), real_BL)
-        x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, real_BL)
-        ce = catalogue_cross_entropy(x0_hat_BLD, self.items.weight, targets_BL)
-        mse = self._mse(x0_hat_BLD, x0_BLD, targets_BL >= FIRST_INDEX)
-        total = 0.5 * (ce + self.config.mse_weight * mse)
-        return LossParts(total, {"ce": ce.detach(), "mse": mse.detach()})
+        """0.5 * (CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
+
+        CE: mean over targets. MSE: mean over a sequence's targets and D, then over sequences that have any.
+        """
+        visible = self._visible(batch)
+        x0_BLD = self.items(_followers(batch))
+        x_t_BLD, t_BL = self._noised(x0_BLD, batch.targets_BL, generator)
+        c_BLD = self.cam(self.items(batch.items_BL), visible)
+        x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible)
+        ce, _ = catalogue_cross_entropy_sum(x0_hat_BLD, self.items.weight, batch.targets_BL)
+        error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1)
+        mse = (error_BL * _share_of_sequence(batch)).sum()
+        terms = {"ce": Term(ce, "targets", 0.5), "mse": Term(mse, "sequences", 0.5 * self.config.mse_weight)}
+        return LossParts(terms, batch.counts)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Stage 1: next-item cross-entropy of a SASRec without positions on the same table."""
         if self.pretrain_encoder is None:
             raise TrainingError("pretrain_share is 0: this model has no pre-training stage; raise it to have one")
-        items_BL, targets_BL = self._cut(batch)
-        c_BLD = self.pretrain_encoder(self.items(items_BL), items_BL != PADDING)
-        ce = catalogue_cross_entropy(c_BLD, self.items.weight, targets_BL)
-        return LossParts(ce, {"ce": ce.detach()})
+        c_BLD = self.pretrain_encoder(self.items(batch.items_BL), self._visible(batch))
+        ce, _ = catalogue_cross_entropy_sum(c_BLD, self.items.weight, batch.targets_BL)
+        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
@@ -99,17 +98,17 @@ class ADRec(nn.Module):
         Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout.
         The last starts from N(0, I). The history is encoded once (papers.md 2.2).
         """
-        items_BL = latest(batch.items_BL, self.config.max_length)
-        real_BL = items_BL != PADDING
-        c_BLD = self.cam(self.items(items_BL), real_BL)
+        batch = batch.latest(self.config.max_length)
+        items_BL, visible = batch.items_BL, self._visible(batch)
+        c_BLD = self.cam(self.items(items_BL), visible)
         # As in training, a padded position has no target, even where the first event follows it.
-        known_BLD = self.items(items_BL[:, 1:] * real_BL[:, :-1])
+        known_BLD = self.items(items_BL[:, 1:] * visible.real_BL[:, :-1])
         known_t_BL = torch.zeros_like(items_BL[:, 1:])
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             x_t_BLD = torch.cat([known_BLD, x_t_BD[:, None]], dim=1)
             t_BL = torch.cat([known_t_BL, t_B[:, None]], dim=1)
-            return self._denoise(c_BLD, x_t_BLD, t_BL, real_BL)[:, -1]
+            return self._denoise(c_BLD, x_t_BLD, t_BL, visible)[:, -1]
 
         start_BD = draw_noise(c_BLD[:, -1], generator)
         return self.diffusion.sample(denoise, start_BD, steps, generator)[:, None]
@@ -134,11 +133,10 @@ class ADRec(nn.Module):
 
     def _history_encoder(self) -> HistoryEncoder:
         c = self.config
-        return HistoryEncoder(c.width, c.blocks, c.heads, c.dropout, c.embedding_dropout, c.seen_padding)
+        return HistoryEncoder(c.width, c.blocks, c.heads, c.dropout, c.embedding_dropout)
 
-    def _cut(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
-        length = self.config.max_length
-        return latest(batch.items_BL, length), latest(batch.targets_BL, length)
+    def _visible(self, batch: SequenceBatch) -> Visible:
+        return Visible.of(batch.items_BL, batch.place_BL, self.config.seen_padding)
 
     def _noised(self, x0_BLD: Tensor, targets_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(x_t, t): t uniform and independent per token; padding keeps x_0 and t = 0."""
@@ -149,13 +147,21 @@ class ADRec(nn.Module):
         x_t_BLD = self.diffusion.q_sample(x0_BLD, t_BL, draw_noise(x0_BLD, generator))
         return torch.where(padded_BL[..., None], x0_BLD, x_t_BLD), t_BL.masked_fill(padded_BL, 0)
 
-    def _denoise(self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, real_BL: Tensor) -> Tensor:
+    def _denoise(self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, visible: Visible) -> Tensor:
         """x0_hat_BLD = ADM(c + lambda (x_t + temb(t)))."""
-        return self.adm(c_BLD + self.config.noise_scale * (x_t_BLD + self.time(t_BL)), real_BL)
+        return self.adm(c_BLD + self.config.noise_scale * (x_t_BLD + self.time(t_BL)), visible)
 
-    @staticmethod
-    def _mse(x0_hat_BLD: Tensor, x0_BLD: Tensor, valid_BL: Tensor) -> Tensor:
-        """Squared error: mean over a sequence's valid tokens, then over sequences that have one, and D."""
-        error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1) * valid_BL
-        per_sequence_B = error_BL.sum(dim=1) / valid_BL.sum(dim=1).clamp(min=1)
-        return per_sequence_B.sum() / valid_BL.any(dim=1).sum().clamp(min=1)
+
+def _followers(batch: SequenceBatch) -> Tensor:
+    """next_BL: what follows each position in its sequence, target or not; a context event stands there clean,
+    as it will when it is history. 0 at padding."""
+    items_BL, place_BL = batch.items_BL, batch.place_BL
+    goes_on_BL = F.pad(place_BL[:, 1:] > 0, (0, 1))
+    return torch.where(goes_on_BL, F.pad(items_BL[:, 1:], (0, 1)), batch.targets_BL) * (items_BL != PADDING)
+
+
+def _share_of_sequence(batch: SequenceBatch) -> Tensor:
+    """share_BL: 1 / targets of the position's sequence where there is a target, else 0."""
+    targets_BL = batch.targets_BL
+    own_BL = batch.targets_per_sequence()[batch.sequence_of()].view_as(targets_BL)
+    return (targets_BL >= FIRST_INDEX) / own_BL.clamp(min=1)

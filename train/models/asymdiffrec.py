@@ -23,7 +23,7 @@ from infra.errors import ConfigError
 from train.configs import AsymDiffRecConfig
 from train.diffusion.dropping import drop
 from train.models import build_ranking
-from train.protocol import Encodable, FieldSpec, LossParts, RankingBatch
+from train.protocol import Encodable, FieldSpec, LossParts, RankingBatch, Term
 
 
 class AsymDiffRec(nn.Module):
@@ -50,11 +50,16 @@ class AsymDiffRec(nn.Module):
         """
         z0_BD = self.base.encode(batch)
         restored_BD = self._restore(batch.with_missing(drop(batch.missing_BN, generator)))
-        main = F.binary_cross_entropy_with_logits(self.base.head(z0_BD), batch.label_B)
-        aux = F.binary_cross_entropy_with_logits(self.base.head(restored_BD), batch.label_B)
-        recon = F.mse_loss(restored_BD, z0_BD.detach() if self.config.stop_gradient else z0_BD)
-        total = main + self.config.recon_weight * recon + self.config.aux_weight * aux
-        return LossParts(total, {"main": main.detach(), "recon": recon.detach(), "aux": aux.detach()})
+        main = F.binary_cross_entropy_with_logits(self.base.head(z0_BD), batch.label_B, reduction="sum")
+        aux = F.binary_cross_entropy_with_logits(self.base.head(restored_BD), batch.label_B, reduction="sum")
+        aim_BD = z0_BD.detach() if self.config.stop_gradient else z0_BD
+        recon = (restored_BD - aim_BD).square().mean(dim=1).sum()
+        terms = {
+            "main": Term(main, "samples"),
+            "recon": Term(recon, "samples", self.config.recon_weight),
+            "aux": Term(aux, "samples", self.config.aux_weight),
+        }
+        return LossParts(terms, batch.counts)
 
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B = f(g([s, h(x)])). Put the model in eval mode before scoring."""

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from train.configs import DNNConfig
 from train.fields import FieldEncoder
-from train.protocol import FieldSpec, LossParts, RankingBatch
+from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 
 
 class DNN(nn.Module):
@@ -48,5 +48,5 @@ class DNN(nn.Module):
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """Binary cross-entropy, mean over the batch."""
-        bce = F.binary_cross_entropy_with_logits(self.logits(batch), batch.label_B)
-        return LossParts(bce, {"bce": bce.detach()})
+        bce = F.binary_cross_entropy_with_logits(self.logits(batch), batch.label_B, reduction="sum")
+        return LossParts({"bce": Term(bce, "samples")}, batch.counts)

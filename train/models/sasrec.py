@@ -10,11 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from infra.tables import PADDING
 from train.configs import SASRecConfig
-from train.layers import EMBEDDING_STD, HistoryEncoder, item_embedding, latest, positions_from_first
-from train.losses import catalogue_cross_entropy
-from train.protocol import LossParts, SequenceBatch
+from train.layers import EMBEDDING_STD, HistoryEncoder, Visible, item_embedding
+from train.losses import catalogue_cross_entropy_sum
+from train.protocol import LossParts, SequenceBatch, Term
 
 
 class SASRec(nn.Module):
@@ -33,24 +32,21 @@ class SASRec(nn.Module):
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        targets_BL = latest(batch.targets_BL, self.config.max_length)
-        ce = catalogue_cross_entropy(self._encode(batch.items_BL), self.items.weight, targets_BL)
-        return LossParts(ce, {"ce": ce.detach()})
+        ce, _ = catalogue_cross_entropy_sum(self._encode(batch), self.items.weight, batch.targets_BL)
+        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: the summary at the latest event. Put the model in eval mode first."""
-        return self._encode(batch.items_BL)[:, -1:]
+        return self._encode(batch.latest(self.config.max_length))[:, -1:]
 
     def item_table(self) -> Tensor:
         """E."""
         return self.items.weight
 
-    def _encode(self, items_BL: Tensor) -> Tensor:
-        """c_BLD over the latest `max_length` events."""
-        items_BL = latest(items_BL, self.config.max_length)
-        real_BL = items_BL != PADDING
-        x_BLD = self.items(items_BL)
+    def _encode(self, batch: SequenceBatch) -> Tensor:
+        """c_BLD."""
+        x_BLD = self.items(batch.items_BL)
         if self.places is not None:
-            x_BLD = x_BLD + self.places(positions_from_first(real_BL))
-        return self.encoder(x_BLD, real_BL)
+            x_BLD = x_BLD + self.places(batch.place_BL)
+        return self.encoder(x_BLD, Visible.of(batch.items_BL, batch.place_BL))

@@ -99,7 +99,7 @@ class TestRetrieval:
 
     def test_the_model_hears_the_latest_events_and_unknown_ones(self, sasrec, artifacts):
         model: Any = train.load(artifacts["sasrec"]).model
-        batch = SequenceBatch(torch.tensor([[0, 0, 3], [1, 2, 5], [3, 5, 4]]), torch.zeros(3, 0, dtype=torch.int64))
+        batch = SequenceBatch.left_padded(torch.tensor([[0, 0, 3], [1, 2, 5], [3, 5, 4]]))
         with torch.no_grad():
             scores = model.user_vectors(batch, None, torch.Generator())[:, 0] @ model.item_table().T
         found = ask(sasrec, ["b"], ["never seen", "a", "d"], ["a", "b", "d", "7"], keep_history=True)

@@ -4,6 +4,7 @@ Shapes: B batch, L length, D width, R vectors per user, V catalogue rows, N feat
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,17 +22,25 @@ def seeded(seed: int = 0) -> torch.Generator:
 def histories(*rows: list[int], length: int = 6) -> SequenceBatch:
     """Left-padded histories for inference."""
     items = torch.tensor([[0] * (length - len(row)) + row for row in rows])
-    return SequenceBatch(items, torch.empty(len(rows), 0, dtype=torch.int64))
+    return SequenceBatch.left_padded(items)
 
 
 def shifted(*rows: list[int], length: int = 6) -> SequenceBatch:
     """Left-padded training batch: every event but the last predicts the next."""
     items = torch.tensor([[0] * (length + 1 - len(row)) + row for row in rows])
     targets = torch.where(items[:, :-1] == 0, 0, items[:, 1:])
-    return SequenceBatch(items[:, :-1], targets)
+    return SequenceBatch.left_padded(items[:, :-1], targets)
 
 
 TRAINING = shifted([2, 3, 4, 5, 6, 7, 8], [9, 10, 1, 12], [3, 5])
+
+
+#: The same three sequences in two rows of nine: what follows what differs, what belongs together does not.
+PACKED = SequenceBatch(
+    torch.tensor([[9, 10, 1, 2, 3, 4, 5, 6, 7], [3, 0, 0, 0, 0, 0, 0, 0, 0]]),
+    torch.tensor([[10, 0, 12, 3, 4, 5, 6, 7, 8], [5, 0, 0, 0, 0, 0, 0, 0, 0]]),
+    torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 0, 0, 0, 0]]),
+)
 
 
 class SequenceModelContract:
@@ -61,7 +70,7 @@ class SequenceModelContract:
     def test_short_empty_and_columnless_histories_are_finite(self):
         model = self.fresh()
         assert self.vectors(model, histories([], [5], [1])).isfinite().all()
-        empty = SequenceBatch(torch.empty(2, 0, dtype=torch.int64), torch.empty(2, 0, dtype=torch.int64))
+        empty = SequenceBatch.left_padded(torch.empty(2, 0, dtype=torch.int64))
         assert self.vectors(model, empty).isfinite().all()
         assert self.vectors(model, empty).shape[0] == 2
 
@@ -85,7 +94,7 @@ class SequenceModelContract:
     def test_targets_in_the_batch_never_enter_the_answer(self):
         model = self.fresh()
         batch = histories([4, 5, 6], [7, 8])
-        leaking = SequenceBatch(batch.items_BL, torch.full_like(batch.items_BL, 9))
+        leaking = replace(batch, targets_BL=torch.full_like(batch.items_BL, 9))
         assert torch.equal(self.vectors(model, batch), self.vectors(model, leaking))
 
     def test_one_generator_one_answer(self):
@@ -117,9 +126,29 @@ class TrainedSequenceModelContract(SequenceModelContract):
         model = self.fresh()
         assert model.loss(TRAINING, seeded(1)).total == model.loss(TRAINING, seeded(1)).total
 
+    def silent(self, model):
+        """The model without the noise that depends on where in the batch a position stands."""
+        return model
+
+    def test_packing_changes_nothing(self):
+        results = []
+        for batch in (TRAINING, PACKED):
+            model = self.silent(self.fresh())
+            total = model.loss(batch, seeded()).total
+            total.backward()
+            results.append((total, model.item_table().grad))
+        torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+    def test_what_follows_a_sequence_in_its_row_is_not_seen(self):
+        model = self.silent(self.fresh())
+        other = replace(PACKED, items_BL=torch.where(PACKED.place_BL > 3, 11, PACKED.items_BL))
+        only_first = torch.tensor([[10, 0, 12, *[0] * 6], [0] * 9])
+        losses = [model.loss(replace(b, targets_BL=only_first), seeded()).total for b in (PACKED, other)]
+        assert losses[0] == losses[1]
+
     def test_a_batch_without_targets_costs_nothing(self):
         model = self.fresh()
-        parts = model.loss(SequenceBatch(TRAINING.items_BL, torch.zeros_like(TRAINING.items_BL)), seeded())
+        parts = model.loss(replace(TRAINING, targets_BL=torch.zeros_like(TRAINING.items_BL)), seeded())
         parts.total.backward()
         assert parts.total.item() == 0
 

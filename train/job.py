@@ -1,0 +1,158 @@
+"""What one worker has to know, and the data that it trains on.
+
+Shapes: none; N rows of a split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from infra.config import digest
+from infra.errors import TrainingError
+from infra.lake import Lake
+from train.configs import ModelConfig, RankingConfig, SequenceConfig
+from train.loader import Loader, Resident, Share
+from train.maps import default_cache, mapped
+from train.protocol import FieldSpec
+from train.ranking_data import RankingData, read_fields, training_columns
+from train.sequence_data import TRAINING_COLUMNS, SequenceData
+from train.settings import TrainingSettings
+from train.streaming import Streamed, bytes_of, units_of
+
+Data = SequenceData | RankingData
+_GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know. `to_config` and `from_config` carry it through Ray as plain JSON."""
+
+    lake: str
+    versions: dict[str, int]
+    as_of: str
+    model: ModelConfig
+    training: TrainingSettings
+    catalogue: int | None
+    run: str
+    """Directory of the checkpoints, on storage that every worker sees."""
+    config_hash: str
+    initial: str | None = None
+    """Artifact whose weights the run starts from; None = fresh ones."""
+
+    def to_config(self) -> dict[str, Any]:
+        """JSON values only."""
+        settings = {"model": self.model.model_dump(mode="json"), "training": self.training.model_dump(mode="json")}
+        return {**vars(self), **settings}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Job:
+        """The inverse of `to_config`, validated."""
+        model: TypeAdapter[ModelConfig] = TypeAdapter(SequenceConfig | RankingConfig)
+        settings = {
+            "model": model.validate_python(config["model"]),
+            "training": TrainingSettings.model_validate(config["training"]),
+        }
+        return cls(**{**config, **settings})
+
+    @property
+    def table(self) -> str:
+        """The table of its training rows."""
+        return "samples" if self.model.kind == "ranking" else "sequences"
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The training split as a loader, the validation split, and the feature fields of a ranking model."""
+
+    train: Loader[Any]
+    valid: Data
+    fields: tuple[FieldSpec, ...]
+    rows: int
+    """Of the training split."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How rows of the job's table become data: whole splits, memory maps of them, and pieces of the stream."""
+
+    read: Callable[[str], Data]
+    from_arrays: Callable[[Mapping[str, Any]], Data]
+    from_table: Callable[[pa.Table], Data]
+    columns: list[str]
+    fields: tuple[FieldSpec, ...]
+
+
+@contextmanager
+def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
+    """The job's splits as one of its ranks sees them. Raises TrainingError where tables and job do not fit."""
+    source = _sequences(job) if job.table == "sequences" else _samples(job)
+    settings, lake = job.training, Lake(job.lake)
+    share = Share(settings.batch_size, settings.seed, rank, world, settings.accumulate)
+    with ExitStack() as stack:
+
+        def resident(split: str) -> Data:
+            shape = [getattr(job.model, "max_length", None), getattr(job.model, "seen_padding", False)]
+            name = digest([str(lake.root), job.versions, job.as_of, split, shape, job.catalogue])
+            make = partial(lambda split: source.read(split).arrays(), split)
+            return source.from_arrays(stack.enter_context(mapped(settings.cache or default_cache(), name, make)))
+
+        valid = resident("valid")
+        files = lake.files(job.table, job.versions[job.table], {"as_of": job.as_of, "split": "train"})
+        if _streams(settings, files, source.columns):
+            units = units_of(files)
+            loader: Loader[Any] = Streamed(
+                units, source.columns, source.from_table, share, settings.streams, settings.window
+            )
+            yield Splits(loader, valid, source.fields, sum(unit.rows for unit in units))
+        else:
+            train = resident("train")
+            yield Splits(Resident(train, share), valid, source.fields, len(train))
+
+
+def _streams(settings: TrainingSettings, files: list[str], columns: list[str]) -> bool:
+    """Whether the training split is streamed."""
+    if settings.loader == "auto":
+        return bytes_of(files, columns) > settings.resident_gb * _GIB
+    return settings.loader == "streaming"
+
+
+def _sequences(job: Job) -> _Source:
+    lake, version, catalogue = Lake(job.lake), job.versions["sequences"], job.catalogue or 0
+    longest: int | None = getattr(job.model, "max_length", None)
+    packed = not getattr(job.model, "seen_padding", False)
+
+    def known(data: SequenceData) -> SequenceData:
+        if (largest := int(np.max(data.items.values, initial=0))) >= catalogue:
+            raise TrainingError(
+                f"table sequences version {version} has item index {largest}, but the vocabulary ends before "
+                f"{catalogue}; the two versions do not belong together"
+            )
+        return data
+
+    return _Source(
+        read=lambda split: known(SequenceData.from_lake(lake, version, job.as_of, split, longest, packed)),
+        from_arrays=lambda arrays: SequenceData.from_arrays(arrays, longest, packed),
+        from_table=lambda table: known(SequenceData.chunks(table, longest, packed)),
+        columns=TRAINING_COLUMNS,
+        fields=(),
+    )
+
+
+def _samples(job: Job) -> _Source:
+    lake, version, fields_version = Lake(job.lake), job.versions["samples"], job.versions["fields"]
+    fields = read_fields(lake, fields_version, job.as_of)
+    return _Source(
+        read=lambda split: RankingData.from_lake(lake, version, fields_version, job.as_of, split),
+        from_arrays=lambda arrays: RankingData.from_arrays(arrays, fields),
+        from_table=lambda table: RankingData.rows(table, fields, version),
+        columns=training_columns(fields),
+        fields=fields,
+    )

@@ -1,0 +1,87 @@
+"""Memory maps of a split: made once per node from the pinned version, shared by the ranks there.
+
+One folder per split under a cache on the node's own disk. Whoever comes first makes it, under a lock; it is renamed
+into place when complete, so half a map does not exist. Users hold a shared lock; a folder that nobody holds is
+removed when the next run starts or ends, however its users ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.lib.format import open_memmap
+from numpy.typing import NDArray
+
+from infra.errors import EnvironmentProblem
+
+Arrays = Mapping[str, NDArray[Any]]
+_LOCK = ".lock"
+
+
+def default_cache() -> Path:
+    """A folder of this user's in the system's temporary directory."""
+    return Path(tempfile.gettempdir()) / f"logs2rec-maps-{os.getuid()}"
+
+
+@contextmanager
+def mapped(cache: Path, name: str, make: Callable[[], Arrays]) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of `name`, memory-mapped read-only; made by `make` if they are not there.
+
+    Raises EnvironmentProblem when the cache cannot be written.
+    """
+    with ExitStack() as stack:
+        stack.callback(prune, cache)
+        with _writable(cache):
+            cache.mkdir(parents=True, exist_ok=True)
+            handle = os.open(cache / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
+            stack.callback(os.close, handle)  # before `prune`, which takes what nobody holds
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        if not (cache / name).is_dir():
+            fcntl.flock(handle, fcntl.LOCK_EX)  # one makes it, the others wait here and find it made
+            if not (cache / name).is_dir():
+                arrays = make()
+                with _writable(cache):
+                    _write(cache / name, arrays)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        yield {path.stem: open_memmap(path, mode="r") for path in (cache / name).glob("*.npy")}
+
+
+@contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"{cache}: the memory maps of the training data cannot be written ({error.strerror}); "
+            "set training.cache to a folder with room on every node, or training.loader to streaming"
+        ) from error
+
+
+def prune(cache: Path) -> None:
+    """Remove every map that no process holds."""
+    for lock in cache.glob(f"*{_LOCK}"):
+        with contextlib.suppress(OSError):
+            handle = os.open(lock, os.O_RDWR)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(cache / lock.name.removesuffix(_LOCK), ignore_errors=True)
+            finally:
+                os.close(handle)
+
+
+def _write(folder: Path, arrays: Arrays) -> None:
+    half = folder.with_name(f"{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    half.mkdir()
+    for name, array in arrays.items():
+        np.save(half / f"{name}.npy", array, allow_pickle=False)
+    half.rename(folder)

@@ -1,0 +1,359 @@
+"""Item tables too large for one process: rows shared out over the ranks, only touched rows moved and trained.
+
+Rank r of W owns the rows i with i mod W = r, as local row i // W of its shard. A lookup sends each
+distinct id to its owner and gets the row back; backward sends the rows' gradients the same way:
+
+    v_n = e[i_n],    g[i] = 1/W · Σ_ranks Σ_{n: i_n = i} ∂loss_rank/∂v_n
+
+The loop scales a rank's loss so that DDP's MEAN over ranks is the global batch's gradient. Here gradients
+arrive as a SUM, hence 1/W. The owner keeps them as a sparse gradient of its shard.
+
+On paper, V = 100 million items, D = 128, float32: the table has 51.2 GB, the accumulators of RowWiseAdagrad
+0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64, and nothing else that grows with V. A rank that looks up
+U distinct ids in a step sends at most 8U bytes of ids and 4DU of gradients, and receives 4DU of rows:
+1032 U; it serves others as much. With U = 34,000 (512 sequences of 50 and 8,192 negatives) that is 35 MB,
+of which 7/8 cross between 8 ranks, 63/64 between 64. DDP would reduce a dense gradient of 51.2 GB.
+
+Why not what exists: FSDP2 brings the whole table together to compute. torchrec runs with torch 2.13 on the
+CPU (1.8, fbgemm-gpu-cpu 1.8; not 1.9), but its row-wise tables are updated inside backward, before the
+gradient of all ranks can be clipped or refused.
+
+Shapes: V rows of the table, S = ⌈(V − r) / W⌉ rows of a shard, D width, * any shape of indices, N indices,
+U distinct ones, M rows asked of this rank, W ranks (`world`), r this rank; B this rank's users, A those of all
+ranks, R vectors per user, C rows of one chunk, H history.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from infra.errors import ArtifactError, TrainingError
+from infra.tables import FIRST_INDEX, PADDING
+from train.ranking import MISS, SCORES_AT_ONCE
+from train.rowwise_adagrad import ACCUMULATOR, RowWiseAdagrad
+
+#: (index_C, whether each is a candidate, s_AC) of one chunk of a shard.
+Scores = tuple[Tensor, Tensor, Tensor]
+
+#: (old rank, tensor's name, start, stop) -> rows.
+ReadRows = Callable[[int, str, int, int], Tensor]
+
+#: Rows that one generator draws. Part of what a seed means: another size gives another table.
+_BLOCK = 8192
+
+_ROWS_PER_READ = 2**16
+
+
+class ShardedTable(nn.Module):
+    """e_VD as this rank's shard `weight` (S, D). All ranks look up together, each its own indices.
+
+    Rows start from N(0, std²), the same for any number of ranks; row 0, the padding, is zero and never moves.
+    """
+
+    def __init__(self, rows: int, width: int, rank: int = 0, world: int = 1, std: float = 0.02, seed: int = 0) -> None:
+        super().__init__()
+        if not 0 <= rank < world or rows < FIRST_INDEX or width < 1:
+            raise TrainingError(
+                f"a sharded table of {rows} rows x {width} as rank {rank} of {world}: it needs at least {FIRST_INDEX} "
+                "rows, a width of at least 1, and a rank below the number of ranks"
+            )
+        self.rows, self.width, self.rank, self.world = rows, width, rank, world
+        self.weight = nn.Parameter(_initial_shard(rows, width, rank, world, std, seed))
+
+    def forward(self, index: Tensor) -> Tensor:
+        """index_* -> e[index]_*D. A collective: every rank calls it, with no indices (0,) if it has none.
+
+        In training every rank's loss must depend on the answer, if only by a factor 0: backward is a
+        collective too. TrainingError on every rank when any rank asks for a row outside the table.
+        """
+        key_U, place_N, asks_W = self._by_owner(index.reshape(-1).long())
+        ask, asked = self._counts(index, asks_W)
+        row_M = _all_to_all(key_U % self._stride, ask, asked)
+        # sparse: backward keeps (rows, gradients) as they are, and makes nothing of the shard's size.
+        e_MD = F.embedding(row_M, self.weight, padding_idx=PADDING if self.rank == 0 else None, sparse=True)
+        e_UD = _Exchange.apply(e_MD, asked, ask) if self.world > 1 else e_MD
+        return F.embedding(place_N, e_UD).view(*index.shape, self.width)
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"{self.rows}, {self.width}, rank={self.rank}, world={self.world}"
+
+    @property
+    def _stride(self) -> int:
+        """Rows of the largest shard."""
+        return -(-self.rows // self.world)
+
+    def _by_owner(self, index_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(key_U, place_N, asks_W): distinct indices sorted by owner, each index's place, the number per owner."""
+        key_N = index_N % self.world * self._stride + index_N // self.world
+        key_U, place_N = torch.unique(key_N, return_inverse=True)
+        bounds = torch.arange(self.world + 1, device=key_U.device) * self._stride
+        return key_U, place_N, torch.searchsorted(key_U, bounds).diff()
+
+    def _counts(self, index: Tensor, asks_W: Tensor) -> tuple[list[int], list[int]]:
+        """(rows asked of each rank, rows each rank asks here), waiting once for the device: splits are host numbers."""
+        outside = ((index < 0) | (index >= self.rows)).any()
+        sent_W2 = torch.stack([asks_W, outside.long().expand(self.world)], dim=1)
+        ones = [1] * self.world
+        ask, asked, failed = torch.cat([asks_W[:, None], _all_to_all(sent_W2, ones, ones)], dim=1).T.tolist()
+        if any(failed):
+            ranks = [rank for rank, flag in enumerate(failed) if flag]
+            raise TrainingError(
+                f"ranks {ranks} looked up a row outside the sharded table of {self.rows}; build the table with the "
+                "vocabulary that the batches were made with"
+            )
+        return ask, asked
+
+
+def sharded_tables(model: nn.Module) -> dict[str, ShardedTable]:
+    """The model's tables by the name of their parameter; these names must be left out of DDP.
+
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(wrapped, list(sharded_tables(wrapped)))
+    """
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, ShardedTable)]
+    return {f"{name}.weight" if name else "weight": module for name, module in found}
+
+
+class _Exchange(torch.autograd.Function):
+    """Rows back to those who asked; gradients to the owners, divided by the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, e_MD: Tensor, send: list[int], receive: list[int]) -> Tensor:
+        """e_UD, sorted as asked for."""
+        ctx.send, ctx.receive = send, receive
+        return _all_to_all(e_MD, send, receive)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_UD: Tensor) -> tuple[Tensor, None, None]:
+        """g_MD."""
+        return _all_to_all(g_UD / len(ctx.send), ctx.receive, ctx.send), None, None
+
+
+def _all_to_all(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
+    """Rows of x, `send` of them to each rank in turn, for `receive` rows of each."""
+    world = len(send)
+    if world == 1:
+        return x
+    _require_group(world)
+    out = x.new_empty(sum(receive), *x.shape[1:])
+    dist.all_to_all_single(out, x.contiguous(), receive, send, group=_exchange_group(dist.group.WORLD))
+    return out
+
+
+def _require_group(world: int) -> None:
+    if not dist.is_initialized() or dist.get_world_size() != world:
+        raise TrainingError(f"a table sharded over {world} ranks needs a process group of {world}; start one first")
+
+
+@cache
+def _exchange_group(default: Any) -> Any:
+    """A process group for exchanges alone: in backward they may meet DDP's reductions in another order on each rank."""
+    return dist.new_group()
+
+
+def _initial_shard(rows: int, width: int, rank: int, world: int, std: float, seed: int) -> Tensor:
+    """e_SD: each block of the table drawn by a generator of its own, of which the rank keeps its rows.
+
+    Every rank draws every block, about 100 s of one core for 100 million x 128, once in a run.
+    """
+    e_SD = torch.empty(len(range(rank, rows, world)), width)
+    drawn_D = torch.empty(_BLOCK, width)
+    generator = torch.Generator()
+    for block in range(-(-rows // _BLOCK)):
+        first = block * _BLOCK
+        generator.manual_seed(
+            int(np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+        )
+        drawn_D.normal_(0, std, generator=generator)
+        mine_D = drawn_D[(rank - first) % world : rows - first : world]
+        row = (first + (rank - first) % world) // world
+        e_SD[row : row + len(mine_D)] = mine_D
+    if rank == 0:
+        e_SD[PADDING] = 0
+    return e_SD
+
+
+# Exact ranking.
+
+
+@torch.no_grad()
+def sharded_target_ranks(
+    u_BRD: Tensor,
+    table: ShardedTable,
+    target_B: Tensor,
+    history_BH: Tensor | None = None,
+    chunk: int | None = None,
+) -> Tensor:
+    """rank_B of this rank's users, as train.ranking.target_ranks on the whole table. A collective; B may be 0.
+
+    All users go to all ranks, each counts the rivals in its shard, the counts are added up. Scores may differ
+    from those of the dense function in the last bit, as its own do from one chunk size to another.
+    """
+    world = table.world
+    if history_BH is None:
+        history_BH = target_B.new_zeros(len(target_B), 0)
+    most, longest = _largest_shape(history_BH, world)
+    history_AH = _gather(F.pad(history_BH, (0, longest - history_BH.shape[1])), most, world)
+    u_ARD, target_A = _gather(u_BRD.float(), most, world), _gather(target_B, most, world)
+    # One shape for every product on every rank, so that equal rows have equal scores wherever they lie.
+    chunk = chunk or SCORES_AT_ONCE // max(1, u_ARD.shape[0] * u_ARD.shape[1])
+    chunk = max(1, min(chunk, table.rows // world))
+    own_A = _sum(_own_scores(_scores(u_ARD, table, chunk), target_A, world), world)
+    count_2A = _sum(_rivals(_scores(u_ARD, table, chunk), own_A, target_A, history_AH, world), world)
+    known_A = (target_A >= FIRST_INDEX) & (target_A < table.rows)
+    rank_A = torch.where(known_A, 1 + torch.where(own_A.isnan(), count_2A[1], count_2A[0]), MISS)
+    return rank_A[table.rank * most :][: len(target_B)]
+
+
+def _scores(u_ARD: Tensor, table: ShardedTable, chunk: int) -> Iterator[Scores]:
+    """The shard by chunks of one size: the last begins early, and its rows that had their turn are no candidates."""
+    u_RAD = u_ARD.transpose(0, 1)
+    for start in range(0, len(table.weight), chunk):
+        first = min(start, len(table.weight) - chunk)
+        row_C = torch.arange(first, first + chunk, device=u_ARD.device)
+        index_C = row_C * table.world + table.rank
+        s_AC = (u_RAD @ table.weight[first : first + chunk].float().T).amax(dim=0)
+        yield index_C, (row_C >= start) & (index_C >= FIRST_INDEX), s_AC
+
+
+def _own_scores(scores: Iterable[Scores], target_A: Tensor, world: int) -> Tensor:
+    """own_A: the target's score where it lies in this shard, else 0."""
+    own_A = torch.zeros(target_A.shape, device=target_A.device)
+    for index_C, candidate_C, s_AC in scores:
+        column_A = _columns(target_A, index_C, world)
+        some_A = column_A.clamp(max=len(index_C) - 1)
+        here_A = (column_A < len(index_C)) & candidate_C[some_A]
+        own_A = torch.where(here_A, s_AC.gather(1, some_A[:, None])[:, 0], own_A)
+    return own_A
+
+
+def _rivals(scores: Iterable[Scores], own_A: Tensor, target_A: Tensor, history_AH: Tensor, world: int) -> Tensor:
+    """(rivals of this shard that beat the target, rivals), each (A,)."""
+    count_2A = torch.zeros(2, len(target_A), dtype=torch.int64, device=target_A.device)
+    for index_C, candidate_C, s_AC in scores:
+        removed_AC = torch.zeros(len(s_AC), len(index_C) + 1, dtype=torch.bool, device=s_AC.device)
+        removed_AC = removed_AC.scatter_(1, _columns(history_AH, index_C, world), True)[:, :-1]
+        rival_AC = candidate_C & ~removed_AC & (index_C != target_A[:, None])
+        tied_AC = s_AC == own_A[:, None]
+        beats_AC = (s_AC > own_A[:, None]) | (tied_AC & (index_C < target_A[:, None]))
+        count_2A += torch.stack([(beats_AC & rival_AC).sum(dim=1), rival_AC.sum(dim=1)])
+    return count_2A
+
+
+def _columns(index: Tensor, index_C: Tensor, world: int) -> Tensor:
+    """Where indices stand in a chunk; C, one beyond it, for those that do not."""
+    offset = index - index_C[0]
+    inside = (offset % world == 0) & (offset >= 0) & (offset < len(index_C) * world)
+    return torch.where(inside, offset // world, len(index_C))
+
+
+def _largest_shape(history_BH: Tensor, world: int) -> list[int]:
+    """The largest B and H of all ranks."""
+    shape = torch.tensor(history_BH.shape, device=history_BH.device)
+    if world > 1:
+        _require_group(world)
+        dist.all_reduce(shape, dist.ReduceOp.MAX)
+    return shape.tolist()
+
+
+def _gather(x_B: Tensor, most: int, world: int) -> Tensor:
+    """x_A: the rows of all ranks, `most` of each, filled up with zeros (target 0 has no rank)."""
+    mine = x_B.new_zeros(most, *x_B.shape[1:])
+    mine[: len(x_B)] = x_B
+    if world == 1:
+        return mine
+    everyone = x_B.new_empty(world * most, *x_B.shape[1:])
+    dist.all_gather_into_tensor(everyone, mine)
+    return everyone
+
+
+def _sum(x: Tensor, world: int) -> Tensor:
+    if world > 1:
+        dist.all_reduce(x)
+    return x
+
+
+# Checkpoints.
+
+
+def shard_state(table: ShardedTable, optimizer: RowWiseAdagrad | None = None) -> dict[str, Tensor]:
+    """What this rank writes: `weight` (S, D), `sum` (S,) of the optimizer, `layout` (rows, rank, world).
+
+    The first two share memory with the table and the optimizer.
+    """
+    state = {"weight": table.weight.detach(), "layout": torch.tensor([table.rows, table.rank, table.world])}
+    return state if optimizer is None else {**state, ACCUMULATOR: optimizer.accumulator(table.weight)}
+
+
+@torch.no_grad()
+def load_shard(table: ShardedTable, optimizer: RowWiseAdagrad | None, read: ReadRows) -> None:
+    """Fill the shard (and accumulators) from what `shard_state` gave on any number of ranks.
+
+    `read(rank, name, start, stop)` gives rows of a tensor of an old rank, as `reader` does. Rows come in
+    blocks: never more than this rank's shard and one block is held.
+    """
+    targets = shard_state(table, optimizer)
+    targets.pop("layout")
+    old_world = int(read(0, "layout", 0, 3)[2])
+    for old in range(old_world):
+        if (layout := read(old, "layout", 0, 3).tolist()) != [table.rows, old, old_world]:
+            raise ArtifactError(
+                f"file {old} of a sharded table says (rows, rank, ranks) = {tuple(layout)}, expected "
+                f"{(table.rows, old, old_world)}; give the files of one checkpoint of this table, in order of rank"
+            )
+    for old in range(old_world):
+        for name, target in targets.items():
+            _fill(table, target, old, old_world, partial(read, old, name))
+
+
+def _fill(table: ShardedTable, target: Tensor, old: int, old_world: int, read: Callable[[int, int], Tensor]) -> None:
+    """Copy the rows that rank `old` of `old_world` had and this rank has.
+
+    They are every lcm-th row i from the first with i mod old_world = old and i mod world = rank: equally
+    spaced, by `stride` in the old shard and by `step` in the new one.
+    """
+    common = math.lcm(old_world, table.world)
+    first = next((i for i in range(old, common, old_world) if i % table.world == table.rank), table.rows)
+    count = len(range(first, table.rows, common))
+    stride, step = common // old_world, common // table.world
+    per_read = max(1, _ROWS_PER_READ // stride)
+    for start in range(0, count, per_read):
+        number = min(per_read, count - start)
+        begin, length = first // old_world + start * stride, (number - 1) * stride + 1
+        rows = read(begin, begin + length)
+        if rows.shape != (length, *target.shape[1:]):
+            raise ArtifactError(
+                f"file {old} of a sharded table: read shape {tuple(rows.shape)} at row {begin} for "
+                f"{(length, *target.shape[1:])}; the file is of a table of another width, or cut short"
+            )
+        place = first // table.world + start * step
+        target[place : place + (number - 1) * step + 1 : step] = rows[::stride].to(target.device)
+
+
+def reader(files: Sequence[Path], prefix: str = "") -> ReadRows:
+    """Rows straight from safetensors files, one per old rank in order; `prefix` precedes the tensors' names."""
+
+    def read(rank: int, name: str, start: int, stop: int) -> Tensor:
+        try:
+            with safe_open(files[rank], "pt") as opened:
+                return opened.get_slice(prefix + name)[start:stop]
+        except (SafetensorError, OSError, IndexError) as error:
+            raise ArtifactError(
+                f"rank {rank} of a sharded table: cannot read {prefix + name!r} ({error}); the checkpoint is "
+                "incomplete, resume from an earlier one"
+            ) from None
+
+    return read

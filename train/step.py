@@ -1,0 +1,219 @@
+"""One optimizer step: forward and backward over micro-batches, the guard, clipping, AdamW, the moving average.
+
+A loss is a sum of terms, each a mean over what the GLOBAL batch holds (train.protocol.Term). The counts are added up
+over ranks and micro-batches before the first backward pass, so that the gradient is that of the global batch,
+however it is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.flop_counter import FlopCounterMode
+
+from infra.errors import TrainingError
+from train.protocol import Stage, to_device
+from train.settings import TrainingSettings
+
+_EMA_WARMUP = 10
+
+
+class StageLoss(nn.Module):
+    """A stage's share of the global batch's loss as a forward pass, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: nn.Module, stage: Stage, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.stage = stage
+        self.precision = precision
+
+    def forward(
+        self, batch: Any, counts: dict[str, Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(share of the loss, each term's share without its weight)."""
+        with torch.autocast(counts_device(counts).type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.stage.loss(batch, generator)
+            parts = {name: (t.sum / counts[t.over].clamp(min=1)).detach() for name, t in loss.terms.items()}
+            return loss.scaled(counts), parts
+
+
+def counts_device(counts: Mapping[str, Tensor]) -> torch.device:
+    """Where a batch's counts, and so the batch, lie."""
+    return next(iter(counts.values())).device
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What came of a step, the same on all ranks."""
+
+    loss: float
+    parts: dict[str, float]
+    """Each term's mean over the global batch, without its weight."""
+    notices: list[bool]
+
+
+class Stepper:
+    """The trained part of a model during one stage, and its optimizer.
+
+    Frozen parameters are not in the optimizer at all: no gradient, no decay, no state (peers.md, defect 2).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stage: Stage,
+        trainable: set[str],
+        settings: TrainingSettings,
+        world: int,
+        known: Mapping[Tensor, Any],
+    ) -> None:
+        """`known`: what an earlier stage's optimizer knows of the parameters that go on being trained."""
+        self.settings, self.stage, self.world = settings, stage, world
+        parameters = dict(model.named_parameters())
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in trainable and not name.startswith(stage.frozen))
+            parameter.grad = None
+        self.names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        self.trained = [parameters[name] for name in self.names]
+        self.optimizer = torch.optim.AdamW(
+            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+        for parameter in self.trained:
+            if parameter in known:
+                self.optimizer.state[parameter] = known[parameter]
+        self.plain = StageLoss(model, stage, settings.precision)
+        self.module: nn.Module = self.plain
+        if world > 1:
+            # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
+            # run would add up gradients in another order than one that was never interrupted.
+            self.module = DistributedDataParallel(self.module, find_unused_parameters=True)
+        if settings.compile:
+            self.module = torch.compile(self.module, dynamic=True)  # type: ignore[assignment]
+
+    def step(
+        self, batches: Sequence[Any], generator: torch.Generator, learning_rate: float, notices: Sequence[bool]
+    ) -> Stepped:
+        """One step on all ranks. TrainingError on all ranks, and no change, if the loss or gradient is not finite."""
+        counts, raised = self._agreed([batch.counts for batch in batches], notices)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, parts = torch.zeros((), device=raised.device), dict[str, Tensor]()
+        for number, batch in enumerate(batches):
+            with self._no_exchange(number < len(batches) - 1):
+                share, terms = self.module(batch, counts, generator)
+                # DDP takes the mean over ranks, the shares are to be added up.
+                (share * self.world).backward()
+            loss = loss + share.detach()
+            parts = {name: parts.get(name, 0) + value for name, value in terms.items()}
+        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm or math.inf)
+        told = _summed(torch.stack([loss, *parts.values()]).double())
+        norm_size, mean, *rest = torch.cat([norm.double()[None], told, raised]).tolist()  # the one wait for the device
+        self._require_finite(mean, "loss")
+        self._require_finite(norm_size, "gradient norm")
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        means = dict(zip(parts, rest, strict=False))
+        return Stepped(mean, means, [flag > 0 for flag in rest[len(parts) :]])
+
+    def rehearse(self, batch: Any, generator: torch.Generator) -> int:
+        """FLOPs of a forward and backward pass, as torch counts them; a compiled step is compiled by this.
+
+        Weights, gradients and random states are as before. The real steps are not counted: under the counter
+        torch takes other kernels, whose sums differ in the last bit.
+        """
+        states = torch.get_rng_state(), generator.get_state()
+        with FlopCounterMode(display=False) as counter:
+            share, _ = self.plain(batch, batch.counts, generator)
+            torch.autograd.grad(share, self.trained, allow_unused=True)  # without the hooks of DDP
+        if self.module is not self.plain and self.settings.compile:
+            self.module(batch, batch.counts, generator)[0].backward()
+            self.optimizer.zero_grad(set_to_none=True)
+        torch.set_rng_state(states[0])
+        generator.set_state(states[1])
+        return int(counter.get_total_flops())
+
+    def _agreed(self, counts: list[dict[str, Tensor]], notices: Sequence[bool]) -> tuple[dict[str, Tensor], Tensor]:
+        """(counts of the global batch, notices of all ranks), in one exchange."""
+        names = list(counts[0])
+        total = torch.stack([torch.stack([c[name] for c in counts]).sum() for name in names]).double()
+        total = _summed(torch.cat([total, total.new_tensor([float(n) for n in notices])]))
+        return dict(zip(names, total[: len(names)].float(), strict=True)), total[len(names) :]
+
+    def _no_exchange(self, more: bool) -> Any:
+        return self.module.no_sync() if more and self.world > 1 else nullcontext()  # type: ignore[operator]
+
+    @staticmethod
+    def _require_finite(value: float, what: str) -> None:
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{what} is {value}")
+
+
+class NotFiniteError(TrainingError):
+    """A loss or gradient that is not finite; the weights were not changed."""
+
+
+class MovingAverage:
+    """avg <- d avg + (1 - d) w after every step, d = min(decay, (1 + n) / (10 + n)) after n steps."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.average = {n: p.detach().clone() for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, steps: int) -> None:
+        """Move towards the model's weights after its step number `steps`, from 0."""
+        decay = min(self.decay, (1 + steps) / (_EMA_WARMUP + steps))
+        weights = dict(model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [weights[n] for n in self.average], 1 - decay)
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averages in the place of its weights, for validation and for publishing."""
+        weights = dict(model.named_parameters())
+        kept = {name: p.detach().clone() for name, p in weights.items()}
+        with torch.no_grad():
+            for name, parameter in weights.items():
+                parameter.copy_(self.average[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in weights.items():
+                    parameter.copy_(kept[name])
+
+
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
+    """The step size of step `step` (from 0) of a run of `steps`.
+
+    >>> s = TrainingSettings(learning_rate=1.0, warmup_steps=2, schedule="linear")
+    >>> [learning_rate(s, step, 6) for step in range(6)]
+    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    """
+    peak, warmup = settings.learning_rate, settings.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    gone = (step - warmup) / max(1, steps - warmup)
+    if settings.schedule == "linear":
+        return peak * (1 - gone)
+    if settings.schedule == "cosine":
+        return peak * 0.5 * (1 + math.cos(math.pi * gone))
+    return peak
+
+
+def moved(batches: Sequence[Any], device: torch.device) -> list[Any]:
+    """The batches on the device."""
+    return [to_device(batch, device) for batch in batches]
+
+
+def _summed(values: Tensor) -> Tensor:
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
