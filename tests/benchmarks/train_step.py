@@ -1,0 +1,79 @@
+"""How much of the machine a training step uses: its FLOPs over its time, beside a large matmul on the same device.
+
+ADRec and SASRec at D = 128 (on a GPU also at 512) on lengths as in shared/data/adrec-baby, a catalogue of 20,000,
+full cross-entropy, the engine's own step with the loader's packed batches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from tests.benchmarks.harness import report
+from tests.benchmarks.lengths import baby_lengths
+from train.configs import ADRecConfig, SASRecConfig
+from train.loader import Resident, Share
+from train.models import build_sequence
+from train.ragged import Ragged
+from train.sequence_data import SequenceData
+from train.settings import TrainingSettings
+from train.stages import stages_of
+from train.step import Stepper, moved
+from train.throughput import Meter, matmul_rate
+
+CATALOGUE = 20_000
+BATCH = 512
+STEPS = 12
+
+
+def chunks(sequences: int, seed: int = 0) -> SequenceData:
+    """Sequences of such lengths, of items drawn with Zipf's law."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.choice(baby_lengths(), sequences)
+    items = 2 + (CATALOGUE - 2) * rng.power(0.5, int(lengths.sum()))
+    column = Ragged(items.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+    return SequenceData(column, column, max_length=50)
+
+
+def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, precision: str) -> float:
+    """The last stage's step: FLOPs per second over those of a large matrix product, alternating the two."""
+    torch.manual_seed(0)
+    settings = TrainingSettings(batch_size=BATCH, precision=precision, epochs=3, use_gpu=device.type == "cuda")
+    model = build_sequence(config, CATALOGUE).to(device).train()
+    names = {name for name, _ in model.named_parameters()}
+    stepper = Stepper(model, stages_of(model, 3)[-1], names, settings, 1, {})
+    generator = torch.Generator().manual_seed(0)
+    loader = Resident(chunks(BATCH * (STEPS + 2)), Share(BATCH, 0))
+    meter, shares = Meter(device, 1.0), []
+    for number, item in enumerate(loader.epoch(0)):
+        batches = moved(item.batches, device)
+        if number == 0:
+            meter.rehearsed(stepper.rehearse(batches[0], generator), batches[0])
+        rate = matmul_rate(device, precision)
+        tokens = int((batches[0].items_BL != 0).sum())
+        started = time.perf_counter()
+        stepper.step(batches, generator, 1e-3, (False, False))
+        seconds = time.perf_counter() - started
+        if number >= 2:
+            shares.append(meter.flops_per_token * tokens / seconds / rate)
+    return statistics.median(shares)
+
+
+def main() -> None:
+    """One line of figures."""
+    torch.set_flush_denormal(True)
+    gpu = torch.cuda.is_available()
+    device, precision = torch.device("cuda" if gpu else "cpu"), "bf16" if gpu else "float32"
+    figures = {}
+    for width in (128, 512) if gpu else (128,):
+        suffix = "" if width == 128 else f"_{width}"
+        figures[f"matmul_share{suffix}"] = share_of_matmul(ADRecConfig(width=width, heads=4), device, precision)
+        figures[f"sasrec_matmul_share{suffix}"] = share_of_matmul(SASRecConfig(width=width, heads=4), device, precision)
+    report("train_step", figures)
+
+
+if __name__ == "__main__":
+    main()
