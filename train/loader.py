@@ -91,9 +91,12 @@ class Resident(Generic[B]):
         order_N = permutation(rows, self.share.seed, epoch)
         for position in range(start, self.steps):
             chosen_M = order_N[bounds(position, rows, self.steps)].astype(np.int64)
-            owner_M = dealt(self.data.sizes(chosen_M), self.share.world, self.share.micro)
-            mine = range(self.share.rank, owner_M.max() + 1, self.share.world)
-            yield Positioned(position, [self.data.batch(chosen_M[owner_M == part]) for part in mine])
+            if self.share.world * self.share.micro == 1:
+                yield Positioned(position, [self.data.batch(chosen_M)])
+                continue
+            part_M = dealt(self.data.sizes(chosen_M), self.share.world, self.share.micro)
+            mine = range(self.share.rank, part_M.max() + 1, self.share.world)
+            yield Positioned(position, [self.data.batch(chosen_M[part_M == part]) for part in mine])
 
 
 def steps_of(rows: int, global_batch: int) -> int:

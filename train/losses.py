@@ -5,8 +5,9 @@ the gradients with it: three products. Where rows are too many for that, tiles a
 makes them once more (as Cut Your Losses does, arXiv 2411.09009): four products, but none of few positions by many
 rows, which would read and write the whole table and its gradient each time.
 
-torch.nn.functional.linear_cross_entropy (2.13) does the former only: it ignores autocast, sums a bfloat16 table's
-gradient in bfloat16, refuses a second backward pass, and leaves out no rows without another table of zeros.
+torch.nn.functional.linear_cross_entropy (2.13) does the former only; besides, it ignores autocast, sums a bfloat16
+table's gradient in bfloat16, refuses a second backward pass, and its gradient is copied once more on its way to the
+table: as much memory again as the table.
 
 Shapes: N positions (any leading shape, flattened), D width, V rows of the table; a tile is P positions by C rows.
 """

@@ -52,7 +52,8 @@ def mapped(cache: Path, name: str, make: Callable[[], Arrays]) -> Iterator[dict[
                 with _writable(cache):
                     _write(cache / name, arrays)
             fcntl.flock(handle, fcntl.LOCK_SH)
-        yield {path.stem: open_memmap(path, mode="r") for path in (cache / name).glob("*.npy")}
+        # Plain arrays over the maps: numpy's own class for them costs as much per batch as the gather itself.
+        yield {path.stem: np.asarray(open_memmap(path, mode="r")) for path in (cache / name).glob("*.npy")}
 
 
 @contextmanager

@@ -65,20 +65,31 @@ def _layout(counts: list[int], width: int) -> Layout:
     open_lengths = [length for length in range(len(left) - 1, 0, -1) if left[length]]
     layout: Layout = []
     while open_lengths:
-        room, taken, times = width, list[tuple[int, int]](), counts[open_lengths[0]] + 1
+        room, taken, times = width, list[tuple[int, int]](), counts[open_lengths[0]]
         for length in open_lengths:
             if length <= room:
-                fits = min(left[length], room // length)
+                fits = room // length
+                if fits > left[length]:
+                    fits = left[length]
                 taken.append((length, fits))
                 room -= length * fits
-                times = min(times, left[length] // fits)
+                if left[length] // fits < times:
+                    times = left[length] // fits
                 if room < open_lengths[-1]:
                     break
+        row: list[int] = []
         for length, fits in taken:
             left[length] -= fits * times
-        open_lengths = [length for length in open_lengths if left[length]]
-        layout.append(([length for length, fits in taken for _ in range(fits)], times))
+            row += [length] * fits
+            if left[length] == 0:
+                open_lengths.remove(length)
+        layout.append((row, times))
     return layout
+
+
+def _by_size(lengths_S: Ints) -> Ints:
+    """A stable order, in linear time where lengths fit into 16 bits: numpy then sorts by radix."""
+    return np.argsort(lengths_S.astype(np.int16) if lengths_S.max() < 2**15 else lengths_S, kind="stable")
 
 
 def _placed(lengths_S: Ints, width: int, layout: Layout) -> Packing:
@@ -96,5 +107,5 @@ def _placed(lengths_S: Ints, width: int, layout: Layout) -> Packing:
     fill_B = np.add.reduceat(length_S, np.cumsum(size_B) - size_B)
     gaps_B = width * np.arange(len(size_B)) - (np.cumsum(fill_B) - fill_B)
     order_S = np.empty(len(length_S), np.int64)
-    order_S[np.argsort(length_S, kind="stable")] = np.argsort(lengths_S, kind="stable")
+    order_S[_by_size(length_S)] = _by_size(lengths_S)
     return Packing(order_S, begin_S + np.repeat(gaps_B, size_B), len(size_B), width)

@@ -98,8 +98,10 @@ class SequenceData:
 
     def sizes(self, rows_S: Ints) -> Ints:
         """Events that a training batch shows of each row, which is what it costs."""
-        lengths_S = self.items.lengths_of(rows_S) - 1
-        return lengths_S if self.max_length is None else np.minimum(lengths_S, self.max_length)
+        return self._shown(self.items.lengths_of(rows_S) - 1)
+
+    def _shown(self, sizes_S: Ints) -> Ints:
+        return sizes_S if self.max_length is None else np.minimum(sizes_S, self.max_length)
 
     def batch(self, rows_B: Ints) -> SequenceBatch:
         """The rows; training: the targets are the items one position later, none at padding, none that is unknown
@@ -112,16 +114,19 @@ class SequenceData:
     def _packed(self, rows_S: Ints) -> SequenceBatch:
         if len(rows_S) == 0:
             return SequenceBatch(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
-        sizes_S = self.sizes(rows_S)
+        end_S = self.items.offsets[rows_S + 1]
+        sizes_S = self._shown(end_S - self.items.offsets[rows_S] - 1)
         packing = pack(sizes_S)
-        sizes_S, rows_S = sizes_S[packing.order_S], rows_S[packing.order_S]
+        sizes_S, end_S = sizes_S[packing.order_S], end_S[packing.order_S]
         before_S = np.cumsum(sizes_S) - sizes_S
         count_T = np.arange(int(sizes_S.sum()))
+        # Each of these grows by one from event to event of a sequence: its place, where it lies, and where it goes.
         place_T = count_T - np.repeat(before_S, sizes_S)
-        source_T = count_T + np.repeat(self.items.offsets[rows_S + 1] - 1 - sizes_S - before_S, sizes_S)
+        source_T = count_T + np.repeat(end_S - 1 - sizes_S - before_S, sizes_S)
         into_T = count_T + np.repeat(packing.start_S - before_S, sizes_S)
-        next_T = self.next_items.values[source_T + 1]
-        columns = self.items.values[source_T], next_T * (next_T >= FIRST_INDEX), place_T
+        next_T = self.next_items.values[1:][source_T]
+        next_T *= next_T >= FIRST_INDEX
+        columns = self.items.values[source_T], next_T, place_T
         return SequenceBatch(*(_laid_out(values_T, into_T, packing.rows, packing.width) for values_T in columns))
 
     def _left_padded(self, rows_B: Ints) -> SequenceBatch:

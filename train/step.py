@@ -17,13 +17,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from infra.errors import TrainingError
 from train.protocol import Stage, to_device
 from train.settings import TrainingSettings
 
 _EMA_WARMUP = 10
+_ALSO_COUNTED = {  # torch's list lacks these two; they are told shapes
+    torch.ops.aten.addmm_: lambda into, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+}
 
 
 class StageLoss(nn.Module):
@@ -130,7 +134,7 @@ class Stepper:
         torch takes other kernels, whose sums differ in the last bit.
         """
         states = torch.get_rng_state(), generator.get_state()
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             share, _ = self.plain(batch, batch.counts, generator)
             torch.autograd.grad(share, self.trained, allow_unused=True)  # without the hooks of DDP
         if self.module is not self.plain and self.settings.compile:

@@ -9,16 +9,13 @@ from __future__ import annotations
 import statistics
 import time
 
-import numpy as np
 import torch
 
+from tests.benchmarks.chunks import chunks
 from tests.benchmarks.harness import report
-from tests.benchmarks.lengths import baby_lengths
 from train.configs import ADRecConfig, SASRecConfig
 from train.loader import Resident, Share
 from train.models import build_sequence
-from train.ragged import Ragged
-from train.sequence_data import SequenceData
 from train.settings import TrainingSettings
 from train.stages import stages_of
 from train.step import Stepper, moved
@@ -29,15 +26,6 @@ BATCH = 512
 STEPS = 12
 
 
-def chunks(sequences: int, seed: int = 0) -> SequenceData:
-    """Sequences of such lengths, of items drawn with Zipf's law."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.choice(baby_lengths(), sequences)
-    items = 2 + (CATALOGUE - 2) * rng.power(0.5, int(lengths.sum()))
-    column = Ragged(items.astype(np.int32), np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
-    return SequenceData(column, column, max_length=50)
-
-
 def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, precision: str) -> float:
     """The last stage's step: FLOPs per second over those of a large matrix product, alternating the two."""
     torch.manual_seed(0)
@@ -46,7 +34,7 @@ def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, pr
     names = {name for name, _ in model.named_parameters()}
     stepper = Stepper(model, stages_of(model, 3)[-1], names, settings, 1, {})
     generator = torch.Generator().manual_seed(0)
-    loader = Resident(chunks(BATCH * (STEPS + 2)), Share(BATCH, 0))
+    loader = Resident(chunks(BATCH * (STEPS + 2), CATALOGUE), Share(BATCH, 0))
     meter, shares = Meter(device, 1.0), []
     for number, item in enumerate(loader.epoch(0)):
         batches = moved(item.batches, device)

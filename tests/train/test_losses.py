@@ -177,6 +177,7 @@ def test_a_target_beyond_the_table_is_no_finite_loss():
     assert catalogue_cross_entropy(x, e, targets).isnan()
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 300),
     st.integers(3, 300),

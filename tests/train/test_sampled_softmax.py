@@ -188,6 +188,7 @@ def q_of(counts, alpha=0.75, smoothing=1.0):
     return torch.tensor([w / sum(weights) for w in weights], dtype=torch.float64)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**6), min_size=3, max_size=40), st.sampled_from([0.0, 0.75, 1.0]))
 def test_q_is_the_smoothed_power_of_the_counts(counts, alpha):
     log_q = Proposal(torch.tensor(counts), alpha).log_q(torch.arange(len(counts)))

@@ -1,0 +1,50 @@
+"""Two workers beside one, on real Ray Train runs: the same global batch, one CPU thread each, two cores.
+
+`speedup_two_workers`: examples per second of training over those of one worker; ADRec, D = 128. Runs alternate.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+
+from infra.cluster import RaySettings, cluster
+from tests.benchmarks import chunks
+from tests.benchmarks.harness import report
+from train.configs import ADRecConfig
+from train.settings import TrainingSettings
+from train.trainer import TrainRequest, fit
+
+CATALOGUE = 20_000
+BATCH = 512
+STEPS = 12
+
+
+def examples_per_second(folder: Path, workers: int, repetition: int) -> float:
+    """Of one run: two epochs of the last two stages."""
+    vocabulary = pa.table({"field": ["__item__"], "index": pa.array([CATALOGUE - 1], pa.int32()), "key": ["last"]})
+    training = TrainingSettings(epochs=2, batch_size=BATCH, workers=workers, threads=1, validate_every=2)
+    request = TrainRequest(
+        lake=folder, versions={"sequences": 0}, as_of=chunks.AS_OF, run_name=f"run-{workers}-{repetition}",
+        model=ADRecConfig(width=128, heads=4, pretrain_share=0), training=training,
+        vocabulary_hash="none", vocabulary=vocabulary,
+    )  # fmt: skip
+    return float(fit(request, folder / request.run_name, folder / "runs")["examples_per_second"])
+
+
+def main() -> None:
+    """One line of figures."""
+    with tempfile.TemporaryDirectory() as name, cluster(RaySettings(cpus=2)):
+        folder = chunks.lake(Path(name), BATCH * STEPS, CATALOGUE)
+        ratios = []
+        for repetition in range(3):
+            one, two = (examples_per_second(folder, workers, repetition) for workers in (1, 2))
+            ratios.append(two / one)
+    report("scaling", {"speedup_two_workers": statistics.median(ratios)})
+
+
+if __name__ == "__main__":
+    main()
