@@ -40,3 +40,5 @@ class TrackingSettings(Settings):
     """Tracking and registry server (http://..., postgresql://...); null: a SQLite file in the workspace."""
     experiment: str | None = None
     """Experiment name; the recipe's name if null."""
+    training: bool = True
+    """Whether training runs are logged while they go on (loss, validation, throughput)."""

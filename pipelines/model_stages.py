@@ -69,6 +69,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             run_name=f"{unit.replace(':', '-')}-{key}",
             vocabulary_hash=data.items_hash,
             vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
+            tracker=_tracker(ctx, data, role, run, f"{unit.replace(':', '-')}-{key}"),
         )
         artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
         ctx.progress.note(unit)
@@ -78,6 +79,24 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
         return {"artifact": str(artifact)}, report
 
     return ctx.publish(unit, data.day, inputs, config, work)
+
+
+def _tracker(ctx: Context, data: Data, role: Role, run: ModelRun, run_name: str) -> Any:
+    """Where the workers' reports go while they train; None if the recipe wants none."""
+    from evaluate.publish.registry import artifact_location, tracking_uri
+    from train.tracking import Tracker
+
+    settings = ctx.recipe.tracking
+    if not settings.training:
+        return None
+    return Tracker(
+        tracking_uri(settings, ctx.workspace),
+        settings.experiment or ctx.recipe.name,
+        run_name,
+        params=_flat({"model": run.config, "training": run.training}),
+        tags=_lineage(ctx, data, role),
+        artifacts=artifact_location(settings, ctx.workspace),
+    )
 
 
 def _shower(ctx: Context, unit: str, epochs: int) -> Any:

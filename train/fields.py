@@ -6,6 +6,7 @@ field's vocabulary, W width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -107,7 +108,10 @@ def _check(fields: Sequence[FieldSpec]) -> None:
     if not fields:
         raise ConfigError("fields: a ranking model needs at least one feature field in the contract")
     for spec in fields:
-        if spec.kind == Kind.NUMERIC and not spec.std > 0:
-            raise ConfigError(f"field {spec.name}: std is {spec.std}; use 1 for a constant field")
+        if spec.kind == Kind.NUMERIC and not (0 < spec.std < math.inf and math.isfinite(spec.mean)):
+            raise ConfigError(
+                f"field {spec.name}: mean {spec.mean} and std {spec.std} cannot be used; std is 1 for a constant field, "
+                "both are finite: run the samples stage again"
+            )
         if spec.kind != Kind.NUMERIC and spec.size < FIRST_INDEX:
             raise ConfigError(f"field {spec.name}: size is {spec.size}; it counts padding and unknown, so >= 2")

@@ -181,7 +181,13 @@ class Worker:
         """Of the epoch so far: means over its steps, and what the machine did in this attempt."""
         state = self.state
         means = {name: value / state.position for name, value in state.sums.items()}
-        where = {"epoch": state.epoch, "step": state.step, "stage": stage.name, "seconds": state.seconds}
+        where = {
+            "epoch": state.epoch,
+            "step": state.step,
+            "stage": stage.name,
+            "seconds": state.seconds,
+            "workers": self.world,
+        }
         return {**where, **means, **self.meter.figures(self.world, self.splits.rows / self.splits.train.steps)}
 
     def _validated(self, final_stage: bool) -> dict[str, Any]:

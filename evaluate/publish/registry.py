@@ -164,8 +164,7 @@ def _open(uri: str, settings: TrackingSettings, workspace: Path, default_experim
         raise _problem(uri, error) from error
     if experiment is not None:
         return Registry(client, uri, str(experiment.experiment_id))
-    # A local store keeps its files in the workspace; a server decides for itself.
-    location = (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
+    location = artifact_location(settings, workspace)
     return Registry(client, uri, str(client.create_experiment(name, artifact_location=location)))
 
 
@@ -177,6 +176,11 @@ def _problem(uri: str, error: Exception) -> EnvironmentProblem:
 def tracking_uri(settings: TrackingSettings, workspace: Path) -> str:
     """The store's address."""
     return settings.uri or f"sqlite:///{(workspace / 'mlflow.db').resolve()}"
+
+
+def artifact_location(settings: TrackingSettings, workspace: Path) -> str | None:
+    """Where an experiment's files go: a local store keeps them in the workspace, a server decides for itself."""
+    return (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
 
 
 _QUERY = """

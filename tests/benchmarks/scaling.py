@@ -23,16 +23,21 @@ BATCH = 512
 STEPS = 12
 
 
-def examples_per_second(folder: Path, workers: int, repetition: int) -> float:
-    """Of one run: two epochs of the last two stages."""
+def request(folder: Path, workers: int, name: str, **settings: object) -> TrainRequest:
+    """ADRec's last stage over the chunks."""
     vocabulary = pa.table({"field": ["__item__"], "index": pa.array([CATALOGUE - 1], pa.int32()), "key": ["last"]})
-    training = TrainingSettings(epochs=2, batch_size=BATCH, workers=workers, threads=1, validate_every=2)
-    request = TrainRequest(
-        lake=folder, versions={"sequences": 0}, as_of=chunks.AS_OF, run_name=f"run-{workers}-{repetition}",
-        model=ADRecConfig(width=128, heads=4, pretrain_share=0), training=training,
-        vocabulary_hash="none", vocabulary=vocabulary,
+    training = {"batch_size": BATCH, "workers": workers, "threads": 1, **settings}
+    return TrainRequest(
+        lake=folder, versions={"sequences": 0}, as_of=chunks.AS_OF, run_name=name,
+        model=ADRecConfig(width=128, heads=4, pretrain_share=0, align_share=0),
+        training=TrainingSettings.model_validate(training), vocabulary_hash="none", vocabulary=vocabulary,
     )  # fmt: skip
-    return float(fit(request, folder / request.run_name, folder / "runs")["examples_per_second"])
+
+
+def examples_per_second(folder: Path, workers: int, repetition: int) -> float:
+    """Of one run."""
+    run = request(folder, workers, f"run-{workers}-{repetition}", epochs=1)
+    return float(fit(run, folder / run.run_name, folder / "runs")["examples_per_second"])
 
 
 def main() -> None:

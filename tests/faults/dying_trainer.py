@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ class Fault:
         told: dict[str, Any] = json.loads((run / "fault.json").read_text()) if (run / "fault.json").exists() else {}
         self.run, self.point, self.rank, self.after = run, told.get("point"), told.get("rank"), told.get("after", 0)
         self.signal = signal.Signals(told.get("signal", signal.SIGKILL))
+        self.pause = float(told.get("pause", 0.0))
+        """Seconds that every step takes longer, so that a short run can be disturbed in the middle."""
         self.seen = 0
 
     def counted(self) -> bool:
@@ -100,7 +103,7 @@ POINTS: dict[str, Callable[[Fault], None]] = {
 }
 
 
-def recorded(run: Path, rank: int) -> None:
+def recorded(run: Path, rank: int, pause: float) -> None:
     """Write down what every step uses, for those who count."""
     real = loop.Worker._step
 
@@ -109,6 +112,7 @@ def recorded(run: Path, rank: int) -> None:
         row = {"epoch": self.state.epoch, "position": self.state.position, "attempt": self.attempt, "used": used}
         with (run / RECORD.format(rank=rank)).open("a") as file:
             file.write(json.dumps(row) + "\n")
+        time.sleep(pause)
         return real(self, batches)
 
     loop.Worker._step = _step  # type: ignore[method-assign]
@@ -135,7 +139,7 @@ def train_worker(config: dict[str, Any]) -> None:
     ) = _untouched  # type: ignore[method-assign]  # fmt: skip
     run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
     fault = Fault(run)
-    recorded(run, rank)
+    recorded(run, rank, fault.pause)
     if rank == fault.rank and fault.point:
         POINTS[fault.point](fault)
     loop.train_worker(config)

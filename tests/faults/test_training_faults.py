@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -73,6 +74,15 @@ def test_a_worker_is_killed(lake, undisturbed, tmp_path, monkeypatch, point, rep
     run = disturbed(lake, request, tmp_path / "model", monkeypatch, point=point, rank=rank, after=after)
     assert (run / "scar").exists(), f"rank {rank} was not killed after {after}"
     assert same(undisturbed, weights(lake, request.run_name)), f"rank {rank} killed after {after}"
+
+
+def test_a_worker_hangs(lake, undisturbed, tmp_path, monkeypatch):
+    """It is stopped in the middle of a step; the other rank waits for it no longer than the time-out."""
+    request = request_for(lake, ADREC, "hanging", **RUN, timeout_seconds=5)
+    stopped = {"point": "within a step", "rank": 1, "after": 4, "signal": signal.SIGSTOP}
+    run = disturbed(lake, request, tmp_path / "model", monkeypatch, **stopped)
+    assert (run / "scar").exists()
+    assert same(undisturbed, weights(lake, request.run_name))
 
 
 @pytest.mark.parametrize("repetition", range(REPETITIONS))

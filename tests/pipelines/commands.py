@@ -56,6 +56,7 @@ def small_recipe(folder: Path, **changes: Any) -> Path:
         "contract": str(RECIPES / "contracts" / "simulator.yaml"),
         "spark": SPARK,
         "ray": {"cpus": 2, "object_store_mb": 100},
+        "tracking": {"training": False},
         "sequences": {"max_length": 20},
         "retrieval": {
             "candidate": {

@@ -123,8 +123,9 @@ def test_the_statistics_travel_in_the_checkpoint():
     ("fields", "message"),
     [
         ([], "at least one feature field"),
-        ([FieldSpec("age", Kind.NUMERIC, std=0.0)], "field age: std"),
-        ([FieldSpec("age", Kind.NUMERIC, std=math.nan)], "field age: std"),
+        ([FieldSpec("age", Kind.NUMERIC, std=0.0)], "field age: mean 0.0 and std 0.0"),
+        ([FieldSpec("age", Kind.NUMERIC, std=math.nan)], "field age: mean 0.0 and std nan"),
+        ([FieldSpec("age", Kind.NUMERIC, mean=math.inf)], "field age: mean inf and std 1.0"),
         ([FieldSpec("user", Kind.CATEGORICAL, size=1)], "field user: size"),
     ],
 )

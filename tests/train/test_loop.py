@@ -84,6 +84,36 @@ class TestResume:
         for key in ("loss", "valid_ndcg_20", "best_epoch", "step"):
             assert told[-1][key] == rest[-1][key]
 
+    @pytest.mark.parametrize("killed_after", [1, 2, 4, 8])
+    def test_within_an_epoch(self, tmp_path, killed_after):
+        """Three steps an epoch and a checkpoint after each, two of which are told of before the epoch is over."""
+        settings = {"ema": 0.9, "accumulate": 2, "schedule": "cosine", "warmup_steps": 2}
+        straight, told = run(job(tmp_path, ADREC, "a", **settings))
+        often = {**settings, "checkpoint_seconds": 1e-9}
+        with pytest.raises(KilledError):
+            run(job(tmp_path, ADREC, "b", **often), kill_after=killed_after)
+        resumed, rest = run(job(tmp_path, ADREC, "b", **often))
+        assert same(straight.model.state_dict(), resumed.model.state_dict())
+        assert same(straight.average.average, resumed.average.average)
+        assert same(straight.best, resumed.best)
+        for key in ("loss", "loss_ce", "valid_ndcg_20", "best_epoch", "step"):
+            assert told[-1][key] == rest[-1][key]
+
+    def test_a_node_about_to_go_leaves_a_checkpoint(self, tmp_path):
+        what = job(tmp_path, epochs=1, checkpoint_every=9)
+        notices = iter([False, True, False])
+        reports = []
+        with opened(what, 0, 1) as splits:
+            Worker(what, splits, 0, 1, CPU, lambda: next(notices)).run(lambda metrics, path: reports.append(path))
+        assert [checkpoint.place_of(path)[:2] for path in reports] == [[0, 2], [1, 0]]
+
+    def test_the_average_is_what_is_validated_and_published(self, tmp_path):
+        worker, reports = run(job(tmp_path, ema=0.9))
+        assert not same(worker.best, worker.model.state_dict())
+        with worker.average.in_place(worker.model):
+            name, value = validation.validate(worker.model, worker.splits.valid, worker.settings, 0, 1, CPU)
+        assert reports[-1][name] == value
+
     def test_noise_and_dropout_are_part_of_it(self, tmp_path):
         """The comparison above can fail: without the saved generators the weights come out otherwise."""
         straight, _ = run(job(tmp_path, ADREC, "a"))

@@ -1,0 +1,33 @@
+"""Two nodes, one lost mid-epoch and later replaced: the run goes on with what there is, every sequence used once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.faults.test_training_faults import used
+from tests.pipelines.commands import ROOT
+from tests.train.tables import write_sequences
+from tests.train.test_loop import CHUNKS, TARGETS
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.mark.parametrize("kind", ["kill", "drain"])
+def test_a_node_is_lost(tmp_path: Path, kind: str) -> None:
+    write_sequences(tmp_path, CHUNKS, TARGETS)
+    command = [sys.executable, "-m", "tests.faults.nodes", str(tmp_path), kind]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    changes = [after for before, after in pairwise([0, *told["workers"]]) if before != after]
+    assert changes == [2, 1, 2], told["workers"]
+    assert told["metrics"]["epochs"] == 45
+    whole = Counter(str((items[:-1], items[1:])) for items in (chunk[-5:] for chunk in CHUNKS))
+    assert [Counter(rows) for rows in used(tmp_path / "runs" / "nodes").values()] == [whole] * 45
