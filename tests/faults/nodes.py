@@ -28,7 +28,7 @@ LOOPBACK = {
     "RAY_health_check_timeout_ms": "2000",
 }
 NOTICE_SECONDS = 8
-EPOCHS = 45
+EPOCHS = 30
 
 
 def main(folder: Path, kind: str) -> None:
