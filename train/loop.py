@@ -114,8 +114,8 @@ class Worker:
             stage = self.stages[self.state.epoch]
             if self.stepper is None or stage.name != self.state.stage:
                 self._enter(stage)
-            metrics = self._epoch(stage, report)
-            due = self.state.finished or self.state.epoch % self.settings.checkpoint_every == 0
+            metrics, due = self._epoch(stage, report)
+            due |= self.state.finished or self.state.epoch % self.settings.checkpoint_every == 0
             report(metrics, self._save() if due else None)
 
     # Stages and steps.
@@ -128,10 +128,11 @@ class Worker:
         self.meter.flops_per_token = 0.0
         self._advance(stage=stage.name)
 
-    def _epoch(self, stage: Stage, report: Report) -> dict[str, Any]:
-        """The rest of an epoch of the training split, then validation if it is due."""
+    def _epoch(self, stage: Stage, report: Report) -> tuple[dict[str, Any], bool]:
+        """The rest of an epoch, then validation if it is due: (metrics, whether its last step asks to be kept)."""
         self.model.train()
         self.meter.restart()
+        due = False
         started, first = time.perf_counter(), self.state.position
         for item in self.meter.waiting(prefetched(self.splits.train.epoch(self.state.epoch, first), _AHEAD)):
             due = self._step(item.batches)
@@ -148,7 +149,7 @@ class Worker:
         if last or epoch % self.settings.validate_every == 0:
             metrics |= self._validated(final_stage=stage is self.stages[-1])
         self._advance(seconds=self.state.seconds + time.perf_counter() - started)
-        return metrics | {"epoch": epoch, "seconds": self.state.seconds}
+        return metrics | {"epoch": epoch, "seconds": self.state.seconds}, due
 
     def _step(self, batches: list[Any]) -> bool:
         """One step; whether a checkpoint is due on all ranks."""

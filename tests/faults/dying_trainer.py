@@ -118,11 +118,11 @@ def recorded(run: Path, rank: int, pause: float) -> None:
     loop.Worker._step = _step  # type: ignore[method-assign]
     real_epoch = loop.Worker._epoch
 
-    def epoch(self: Any, *arguments: Any) -> dict[str, Any]:
-        metrics = real_epoch(self, *arguments)
+    def epoch(self: Any, *arguments: Any) -> tuple[dict[str, Any], bool]:
+        metrics, due = real_epoch(self, *arguments)
         with (run / LOSSES).open("a") as file:
             file.write(json.dumps([metrics["epoch"], metrics["loss"]]) + "\n")
-        return metrics
+        return metrics, due
 
     loop.Worker._epoch = epoch  # type: ignore[method-assign]
 

@@ -100,12 +100,13 @@ class TestResume:
             assert told[-1][key] == rest[-1][key]
 
     def test_a_node_about_to_go_leaves_a_checkpoint(self, tmp_path):
-        what = job(tmp_path, epochs=1, checkpoint_every=9)
-        notices = iter([False, True, False])
+        what = job(tmp_path, epochs=3, checkpoint_every=9)
+        notices = iter([False, True, False, False, False, True, False, False, False])
         reports = []
         with opened(what, 0, 1) as splits:
             Worker(what, splits, 0, 1, CPU, lambda: next(notices)).run(lambda metrics, path: reports.append(path))
-        assert [checkpoint.place_of(path)[:2] for path in reports] == [[0, 2], [1, 0]]
+        places = [checkpoint.place_of(path)[:2] if path else None for path in reports]
+        assert places == [[0, 2], None, [2, 0], [3, 0]]  # the second notice came with the last step of an epoch
 
     def test_the_average_is_what_is_validated_and_published(self, tmp_path):
         worker, reports = run(job(tmp_path, ema=0.9))
