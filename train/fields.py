@@ -110,7 +110,7 @@ def _check(fields: Sequence[FieldSpec]) -> None:
     for spec in fields:
         if spec.kind == Kind.NUMERIC and not (0 < spec.std < math.inf and math.isfinite(spec.mean)):
             raise ConfigError(
-                f"field {spec.name}: mean {spec.mean} and std {spec.std} cannot be used; std is 1 for a constant field, "
+                f"field {spec.name}: mean {spec.mean} and std {spec.std} cannot be used; a constant field has std 1, "
                 "both are finite: run the samples stage again"
             )
         if spec.kind != Kind.NUMERIC and spec.size < FIRST_INDEX:
