@@ -30,6 +30,8 @@ from infra.tables import FIRST_INDEX
 LOGITS_AT_ONCE = 2**24
 
 
+# Its sizes are worked out in Python, at which a compiler with symbolic shapes does not come to an end.
+@torch.compiler.disable
 def catalogue_cross_entropy_sum(
     x_ND: Tensor, e_VD: Tensor, targets_N: Tensor, chunk: int | None = None
 ) -> tuple[Tensor, Tensor]:
