@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,9 +24,9 @@ from train.protocol import FieldSpec
 from train.ranking_data import RankingData, read_fields, training_columns
 from train.sequence_data import TRAINING_COLUMNS, SequenceData
 from train.settings import TrainingSettings
-from train.streaming import Streamed, bytes_of, units_of
+from train.streaming import Streamed, Unit, units_of
+from train.validation import Data
 
-Data = SequenceData | RankingData
 _GIB = 2**30
 
 
@@ -44,8 +43,6 @@ class Job:
     run: str
     """Directory of the checkpoints, on storage that every worker sees."""
     config_hash: str
-    initial: str | None = None
-    """Artifact whose weights the run starts from; None = fresh ones."""
 
     def to_config(self) -> dict[str, Any]:
         """JSON values only."""
@@ -94,20 +91,18 @@ class _Source:
 def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
     """The job's splits as one of its ranks sees them. Raises TrainingError where tables and job do not fit."""
     source = _sequences(job) if job.table == "sequences" else _samples(job)
-    settings, lake = job.training, Lake(job.lake)
+    settings, root = job.training, str(Lake(job.lake).root)
     share = Share(settings.batch_size, settings.seed, rank, world, settings.accumulate)
     with ExitStack() as stack:
 
         def resident(split: str) -> Data:
             shape = [getattr(job.model, "max_length", None), getattr(job.model, "seen_padding", False)]
-            name = digest([str(lake.root), job.versions, job.as_of, split, shape, job.catalogue])
-            make = partial(lambda split: source.read(split).arrays(), split)
-            return source.from_arrays(stack.enter_context(mapped(settings.cache or default_cache(), name, make)))
+            name = digest([root, job.versions, job.as_of, split, shape, job.catalogue])
+            made = mapped(settings.cache or default_cache(), name, lambda: source.read(split).arrays())
+            return source.from_arrays(stack.enter_context(made))
 
         valid = resident("valid")
-        files = lake.files(job.table, job.versions[job.table], {"as_of": job.as_of, "split": "train"})
-        if _streams(settings, files, source.columns):
-            units = units_of(files)
+        if units := _streamed(job, source.columns):
             loader: Loader[Any] = Streamed(
                 units, source.columns, source.from_table, share, settings.streams, settings.window
             )
@@ -117,11 +112,15 @@ def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
             yield Splits(Resident(train, share), valid, source.fields, len(train))
 
 
-def _streams(settings: TrainingSettings, files: list[str], columns: list[str]) -> bool:
-    """Whether the training split is streamed."""
-    if settings.loader == "auto":
-        return bytes_of(files, columns) > settings.resident_gb * _GIB
-    return settings.loader == "streaming"
+def _streamed(job: Job, columns: list[str]) -> list[Unit]:
+    """The row groups of the training split if it is to be streamed, else none."""
+    settings, lake = job.training, Lake(job.lake)
+    if settings.loader == "resident":
+        return []
+    files = lake.files(job.table, job.versions[job.table], {"as_of": job.as_of, "split": "train"})
+    units = units_of(files, columns)
+    fits = sum(unit.bytes for unit in units) <= settings.resident_gb * _GIB
+    return [] if settings.loader == "auto" and fits else units
 
 
 def _sequences(job: Job) -> _Source:

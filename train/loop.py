@@ -23,11 +23,12 @@ from train.artifact import build
 from train.checkpoint import Body, TrainState
 from train.job import Job, Splits, opened
 from train.loader import prefetched
-from train.protocol import Stage
+from train.protocol import Stage, to_device
+from train.randomness import seed_of
 from train.stages import stages_of
-from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate, moved
+from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate
 from train.throughput import Meter, matmul_rate
-from train.validation import better, seed_of, validate
+from train.validation import better, validate
 
 Report = Callable[[dict[str, Any], Path | None], None]
 _WEIGHTS, _NOISE, _DROPOUT = range(3)  # independent random streams of one seed; train.validation has the fourth
@@ -156,7 +157,7 @@ class Worker:
         assert self.stepper is not None
         settings, state = self.settings, self.state
         self.meter.count(batches)
-        batches = moved(batches, self.device)
+        batches = [to_device(batch, self.device) for batch in batches]
         if self.meter.flops_per_token == 0:
             self.meter.rehearsed(self.stepper.rehearse(batches[0], self.generator), batches[0])
             self._barrier()  # ranks that compile need their time, which is not the others' being dead

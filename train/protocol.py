@@ -44,8 +44,12 @@ class LossParts:
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """Each term's mean over this batch, detached and without its weight, for the log."""
-        return {name: (t.sum / self.counts[t.over].clamp(min=1)).detach() for name, t in self.terms.items()}
+        """Each term's mean over this batch alone, without its weight."""
+        return self.means(self.counts)
+
+    def means(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """This batch's share of each term's mean over a global batch with these counts, detached, for the log."""
+        return {name: (t.sum / counts[t.over].clamp(min=1)).detach() for name, t in self.terms.items()}
 
     def scaled(self, counts: Mapping[str, Tensor]) -> Tensor:
         """This batch's share of the loss of a global batch with these counts."""

@@ -43,8 +43,6 @@ class TrainingSettings(Settings):
     """torch.compile the step; the first step of each stage takes minutes longer."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
-    start: Literal["fresh", "champion"] = "fresh"
-    """Weights to start from: fresh ones, or the champion's with its tables grown for new vocabulary entries."""
     loader: Literal["auto", "resident", "streaming"] = "auto"
     """Training rows from memory maps, shuffled as a whole; or row group by row group, shuffled within a window;
     auto = resident up to `resident_gb`."""

@@ -31,7 +31,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
@@ -41,6 +40,7 @@ from torch.nn import functional as F
 
 from infra.errors import ArtifactError, TrainingError
 from infra.tables import FIRST_INDEX, PADDING
+from train.randomness import seed_of
 from train.ranking import MISS, SCORES_AT_ONCE
 from train.rowwise_adagrad import ACCUMULATOR, RowWiseAdagrad
 
@@ -174,9 +174,7 @@ def _initial_shard(rows: int, width: int, rank: int, world: int, std: float, see
     generator = torch.Generator()
     for block in range(-(-rows // _BLOCK)):
         first = block * _BLOCK
-        generator.manual_seed(
-            int(np.random.SeedSequence((seed, block)).generate_state(1, np.uint64)[0] >> np.uint64(1))
-        )
+        generator.manual_seed(seed_of(seed, block))
         drawn_D.normal_(0, std, generator=generator)
         mine_D = drawn_D[(rank - first) % world : rows - first : world]
         row = (first + (rank - first) % world) // world

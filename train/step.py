@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from infra.errors import TrainingError
-from train.protocol import Stage, to_device
+from train.protocol import Stage
+from train.ranks import sum_over_ranks
 from train.settings import TrainingSettings
 
 _EMA_WARMUP = 10
@@ -43,15 +43,10 @@ class StageLoss(nn.Module):
         self, batch: Any, counts: dict[str, Tensor], generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """(share of the loss, each term's share without its weight)."""
-        with torch.autocast(counts_device(counts).type, torch.bfloat16, enabled=self.precision == "bf16"):
+        device = next(iter(counts.values())).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.stage.loss(batch, generator)
-            parts = {name: (t.sum / counts[t.over].clamp(min=1)).detach() for name, t in loss.terms.items()}
-            return loss.scaled(counts), parts
-
-
-def counts_device(counts: Mapping[str, Tensor]) -> torch.device:
-    """Where a batch's counts, and so the batch, lie."""
-    return next(iter(counts.values())).device
+            return loss.scaled(counts), loss.means(counts)
 
 
 @dataclass(frozen=True)
@@ -117,7 +112,7 @@ class Stepper:
             loss = loss + share.detach()
             parts = {name: parts.get(name, 0) + value for name, value in terms.items()}
         norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm or math.inf)
-        told = _summed(torch.stack([loss, *parts.values()]).double())
+        told = sum_over_ranks(torch.stack([loss, *parts.values()]).double())
         norm_size, mean, *rest = torch.cat([norm.double()[None], told, raised]).tolist()  # the one wait for the device
         self._require_finite(mean, "loss")
         self._require_finite(norm_size, "gradient norm")
@@ -137,7 +132,7 @@ class Stepper:
         with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             share, _ = self.plain(batch, batch.counts, generator)
             torch.autograd.grad(share, self.trained, allow_unused=True)  # without the hooks of DDP
-        if self.module is not self.plain and self.settings.compile:
+        if self.settings.compile:
             self.module(batch, batch.counts, generator)[0].backward()
             self.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(states[0])
@@ -148,7 +143,7 @@ class Stepper:
         """(counts of the global batch, notices of all ranks), in one exchange."""
         names = list(counts[0])
         total = torch.stack([torch.stack([c[name] for c in counts]).sum() for name in names]).double()
-        total = _summed(torch.cat([total, total.new_tensor([float(n) for n in notices])]))
+        total = sum_over_ranks(torch.cat([total, total.new_tensor([float(n) for n in notices])]))
         return dict(zip(names, total[: len(names)].float(), strict=True)), total[len(names) :]
 
     def _no_exchange(self, more: bool) -> Any:
@@ -210,14 +205,3 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
     if settings.schedule == "cosine":
         return peak * 0.5 * (1 + math.cos(math.pi * gone))
     return peak
-
-
-def moved(batches: Sequence[Any], device: torch.device) -> list[Any]:
-    """The batches on the device."""
-    return [to_device(batch, device) for batch in batches]
-
-
-def _summed(values: Tensor) -> Tensor:
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values

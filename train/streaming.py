@@ -33,6 +33,8 @@ class Unit:
     path: str
     group: int
     rows: int
+    bytes: int
+    """Of the columns that are read, uncompressed: about what they take in memory."""
 
 
 @dataclass(frozen=True)
@@ -127,27 +129,18 @@ class Streamed(Generic[B]):
         return table.take(pa.array(permutation(len(table), *key)))
 
 
-def units_of(files: Sequence[str]) -> list[Unit]:
+def units_of(files: Sequence[str], columns: Sequence[str]) -> list[Unit]:
     """The row groups of a pinned version's files that have rows, from their footers."""
     units = []
-    for path in files:
-        with _readable(path):
-            metadata = pq.read_metadata(path)
-        units += [Unit(path, g, metadata.row_group(g).num_rows) for g in range(metadata.num_row_groups)]
-    return [unit for unit in units if unit.rows]
-
-
-def bytes_of(files: Sequence[str], columns: Sequence[str]) -> int:
-    """Uncompressed bytes of some columns, from the footers: about what they take in memory."""
-    total = 0
     for path in files:
         with _readable(path):
             metadata = pq.read_metadata(path)
         for g in range(metadata.num_row_groups):
             group = metadata.row_group(g)
             chunks = [group.column(c) for c in range(group.num_columns)]
-            total += sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
-    return total
+            size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+            units.append(Unit(path, g, group.num_rows, size))
+    return [unit for unit in units if unit.rows]
 
 
 @contextmanager

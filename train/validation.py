@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX
 from train.protocol import SequenceBatch, to_device
+from train.randomness import seed_of
 from train.ranking import ndcg_at, target_ranks
 from train.ranking_data import RankingData
+from train.ranks import sum_over_ranks
 from train.sequence_data import SequenceData
 from train.settings import TrainingSettings
 
@@ -75,15 +76,3 @@ def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, gen
     new_B = ~((history_BH == target_B[:, None]) & (target_B[:, None] >= FIRST_INDEX)).any(dim=1)
     u_BRD = model.user_vectors(batch, None, generator)
     return ndcg_at(target_ranks(u_BRD, model.item_table(), target_B, history_BH), NDCG_CUTOFF)[new_B]
-
-
-def seed_of(*parts: int) -> int:
-    """One 63-bit seed from several numbers; different parts give independent streams."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The values added up over all ranks, in place; as they are without a process group."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values

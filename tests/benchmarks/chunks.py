@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from deltalake import write_deltalake
 from numpy.typing import NDArray
 
 from infra.tables import SEQUENCES
+from train.configs import ADRecConfig, SASRecConfig
+from train.models import build_sequence
 from train.ragged import Ragged
 from train.sequence_data import SequenceData
+from train.settings import TrainingSettings
+from train.stages import stages_of
+from train.step import Stepper
 
 BABY = Path(__file__).parents[3] / "shared" / "data" / "adrec-baby" / "sequences.parquet"
 LONGEST = 50
@@ -63,6 +70,17 @@ def table(sequences: int, catalogue: int, seed: int = 0) -> pa.Table:
         for i in range(2)
     ]
     return pa.concat_tables([rows, pa.Table.from_pylist(valid, SEQUENCES.schema)])
+
+
+def last_stage(
+    config: ADRecConfig | SASRecConfig, catalogue: int, settings: TrainingSettings, device: str = "cpu"
+) -> Stepper:
+    """A fresh model in its last stage, under the engine's own step."""
+    torch.manual_seed(0)
+    model: Any = build_sequence(config, catalogue)
+    model.to(device).train()
+    names = {name for name, _ in model.named_parameters()}
+    return Stepper(model, stages_of(model, settings.epochs)[-1], names, settings, 1, {})
 
 
 def lake(folder: Path, sequences: int, catalogue: int) -> Path:

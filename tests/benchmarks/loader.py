@@ -66,7 +66,7 @@ def streaming(folder: Path) -> tuple[float, float]:
         path = folder / f"{number}.parquet"
         pq.write_table(table(ROWS // 4, CATALOGUE, number)[:-2], path, row_group_size=GROUP, compression="zstd")
         files.append(str(path))
-    units = units_of(files)
+    units = units_of(files, TRAINING_COLUMNS)
 
     def streamed(rank: int, world: int) -> Streamed[object]:
         return Streamed(

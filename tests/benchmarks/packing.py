@@ -12,14 +12,12 @@ import time
 import numpy as np
 import torch
 
-from tests.benchmarks.chunks import LONGEST, chunks
+from tests.benchmarks.chunks import LONGEST, chunks, last_stage
 from tests.benchmarks.harness import report
 from train.configs import ADRecConfig
 from train.loader import Resident, Share
-from train.models import build_sequence
 from train.protocol import SequenceBatch
 from train.settings import TrainingSettings
-from train.stages import stages_of
 from train.step import Stepper
 
 CATALOGUE = 4_733
@@ -37,15 +35,6 @@ def padded(data: object, rows: np.ndarray) -> SequenceBatch:
     return SequenceBatch.left_padded(items_BL, next_BL * (items_BL != 0))
 
 
-def stepper_of(seed: int = 0) -> tuple[Stepper, torch.Generator]:
-    """A fresh model in its last stage."""
-    torch.manual_seed(seed)
-    model = build_sequence(ADRecConfig(width=128, heads=4), CATALOGUE).train()  # type: ignore[attr-defined]
-    names = {name for name, _ in model.named_parameters()}
-    settings = TrainingSettings(batch_size=BATCH, epochs=3)
-    return Stepper(model, stages_of(model, 3)[-1], names, settings, 1, {}), torch.Generator().manual_seed(seed)
-
-
 def seconds(stepper: Stepper, generator: torch.Generator, batch: SequenceBatch) -> float:
     """Of one step."""
     started = time.perf_counter()
@@ -57,7 +46,11 @@ def main() -> None:
     """One line of figures."""
     torch.set_flush_denormal(True)
     data = chunks(BATCH * (STEPS + 1), CATALOGUE)
-    packed, plain = stepper_of(), stepper_of()
+    settings = TrainingSettings(batch_size=BATCH, epochs=3)
+    packed, plain = (
+        (last_stage(ADRecConfig(width=128, heads=4), CATALOGUE, settings), torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
     ratios, efficiency = [], []
     for item in Resident(data, Share(BATCH, 0)).epoch(0):
         (batch,) = item.batches

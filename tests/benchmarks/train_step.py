@@ -11,14 +11,12 @@ import time
 
 import torch
 
-from tests.benchmarks.chunks import chunks
+from tests.benchmarks.chunks import chunks, last_stage
 from tests.benchmarks.harness import report
 from train.configs import ADRecConfig, SASRecConfig
 from train.loader import Resident, Share
-from train.models import build_sequence
+from train.protocol import to_device
 from train.settings import TrainingSettings
-from train.stages import stages_of
-from train.step import Stepper, moved
 from train.throughput import Meter, matmul_rate
 
 CATALOGUE = 20_000
@@ -28,16 +26,13 @@ STEPS = 12
 
 def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, precision: str) -> float:
     """The last stage's step: FLOPs per second over those of a large matrix product, alternating the two."""
-    torch.manual_seed(0)
     settings = TrainingSettings(batch_size=BATCH, precision=precision, epochs=3, use_gpu=device.type == "cuda")
-    model = build_sequence(config, CATALOGUE).to(device).train()
-    names = {name for name, _ in model.named_parameters()}
-    stepper = Stepper(model, stages_of(model, 3)[-1], names, settings, 1, {})
+    stepper = last_stage(config, CATALOGUE, settings, device.type)
     generator = torch.Generator().manual_seed(0)
     loader = Resident(chunks(BATCH * (STEPS + 2), CATALOGUE), Share(BATCH, 0))
     meter, shares = Meter(device, 1.0), []
     for number, item in enumerate(loader.epoch(0)):
-        batches = moved(item.batches, device)
+        batches = [to_device(batch, device) for batch in item.batches]
         if number == 0:
             meter.rehearsed(stepper.rehearse(batches[0], generator), batches[0])
         rate = matmul_rate(device, precision)

@@ -17,7 +17,7 @@ from infra.errors import TrainingError
 from tests.faults import dying_trainer
 from tests.faults.disturbance import REPETITIONS, drawn
 from tests.train.tables import write_sequences
-from tests.train.test_loop import CHUNKS, TARGETS
+from tests.train.test_loop import CHUNKS, TARGETS, same
 from tests.train.test_trainer import ADREC, SASREC, request_for, weights
 from train import checkpoint, trainer
 from train.trainer import TrainRequest, fit
@@ -135,7 +135,3 @@ def used(run: Path) -> dict[int, list[str]]:
         if r["attempt"] == last[r["epoch"], r["position"]]:
             epochs.setdefault(r["epoch"], []).extend(r["used"])
     return dict(sorted(epochs.items()))
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)

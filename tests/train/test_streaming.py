@@ -11,7 +11,7 @@ from infra.errors import DataRefused, TrainingError
 from tests.train.test_loader import Numbers
 from train import streaming
 from train.loader import Share
-from train.streaming import Streamed, bytes_of, units_of
+from train.streaming import Streamed, units_of
 
 
 class Named(Numbers):
@@ -41,7 +41,7 @@ def epoch_of(
     files, world: int, streams: int, batch: int = 8, window: int = 25, seed: int = 0, epoch: int = 0, start: int = 0
 ):
     """Per rank the list of (position, rows)."""
-    units = units_of(files)
+    units = units_of(files, ["x"])
     ranks = [Streamed(units, ["x"], Named, Share(batch, seed, r, world), streams, window) for r in range(world)]
     return [
         [(p.position, [row for rows in p.batches for row in rows]) for p in rank.epoch(epoch, start)] for rank in ranks
@@ -93,14 +93,14 @@ def test_every_row_group_is_read_once_by_one_rank_and_none_before_the_start(file
 
     monkeypatch.setattr(streaming.pq, "ParquetFile", Counting)
     epoch_of(files, 2, 4, window=1)
-    assert sorted(read) == sorted((u.path, u.group) for u in units_of(files))
+    assert sorted(read) == sorted((u.path, u.group) for u in units_of(files, ["x"]))
     read.clear()
     epoch_of(files, 1, 1, window=1, start=12)
     assert 1 <= len(read) <= 2
 
 
 def test_micro_batches_share_a_step(files):
-    stream = Streamed(units_of(files), ["x"], Named, Share(8, 0, micro=3), 2, 25)
+    stream = Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0, micro=3), 2, 25)
     for step in stream.epoch(0):
         sizes = [len(batch) for batch in step.batches]
         assert len(sizes) == 3
@@ -109,14 +109,14 @@ def test_micro_batches_share_a_step(files):
 
 def test_what_cannot_be_streamed_is_refused(files, tmp_path):
     with pytest.raises(TrainingError, match=r"11 row groups for 12 streams: lower training\.streams"):
-        Streamed(units_of(files), ["x"], Named, Share(8, 0), 12, 25)
+        Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0), 12, 25)
     with pytest.raises(TrainingError, match=r"2 streams for 3 workers: raise training\.streams"):
-        Streamed(units_of(files), ["x"], Named, Share(8, 0, 0, 3), 2, 25)
+        Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0, 0, 3), 2, 25)
     with pytest.raises(DataRefused, match=r"gone\.parquet cannot be read"):
-        units_of([str(tmp_path / "gone.parquet")])
+        units_of([str(tmp_path / "gone.parquet")], ["x"])
 
 
 def test_sizes_come_from_the_footers(files):
-    assert sum(unit.rows for unit in units_of(files)) == 103
+    assert sum(unit.rows for unit in units_of(files, ["x"])) == 103
     # Eight bytes a number, plus pages' headers; the other column is not counted.
-    assert 103 * 8 <= bytes_of(files, ["x"]) < 103 * 8 + 11 * 100
+    assert 103 * 8 <= sum(unit.bytes for unit in units_of(files, ["x"])) < 103 * 8 + 11 * 100
