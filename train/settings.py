@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 from infra.config import Settings
 
 Count = Annotated[int, Field(ge=1)]
+OPERATIONAL = {
+    "workers", "threads", "use_gpu", "max_failures", "timeout_seconds", "checkpoint_every", "checkpoint_seconds",
+    "keep_checkpoints", "cache",
+}  # fmt: skip
+"""Settings that do not decide the weights."""
 
 
 class TrainingSettings(Settings):
