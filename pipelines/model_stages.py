@@ -54,7 +54,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
     unit = f"train:{role.name}:{run.label}"
     inputs = {**role.versions(data), "items_hash": data.items_hash}
     config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
-    plain = key_of(unit, data.day, inputs, config)
+    run_name = f"{unit.replace(':', '-')}-{key_of(unit, data.day, inputs, config)}"  # the same whatever is searched
     if run.search is not None:
         config["search"] = run.search.model_dump(mode="json", exclude_none=True)
     key = key_of(unit, data.day, inputs, config)
@@ -71,10 +71,10 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             as_of=data.day,
             model=run.config,
             training=run.training,
-            run_name=f"{unit.replace(':', '-')}-{plain}",
+            run_name=run_name,
             vocabulary_hash=data.items_hash,
             vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
-            tracker=_tracker(ctx, data, role, run, f"{unit.replace(':', '-')}-{key}"),
+            tracker=_tracker(ctx, data, role, run, run_name),
         )
         artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
         outputs, storage = {"artifact": str(artifact)}, ctx.workspace / "training"
