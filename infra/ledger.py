@@ -79,9 +79,7 @@ class Ledger:
 
     def rows(self) -> list[Published]:
         """Everything published and not withdrawn, oldest first."""
-        rows = self.everything()
-        withdrawn = {name for r in rows if r.unit == WITHDRAWAL for name in r.report["withdrawn"]}
-        return [r for r in rows if _name(r) not in withdrawn]
+        return _standing(self.everything())
 
     def everything(self) -> list[Published]:
         """Also what vacuum withdrew, oldest first."""
@@ -134,7 +132,8 @@ class Ledger:
         A second row with the same key is not written: whoever comes second gets the first one's outputs.
         """
         row = entry(unit, date, inputs, digest(config), outputs, report, seconds, run_id)
-        before = sum(r.key == row.key for r in self.everything()) - sum(r.key == row.key for r in self.rows())
+        rows = self.everything()  # one reading: between two of them another may publish the same key
+        before = sum(r.key == row.key for r in rows) - sum(r.key == row.key for r in _standing(rows))
         again = f":{before}" if before else ""  # withdrawn that many times
         if append_rows(self.lake, RUNS, [_record(row)], app_id=f"runs:{row.key}{again}"):
             return row
@@ -177,6 +176,12 @@ def _withdrawal(rows: Sequence[Published], run_id: str) -> Published:
 
 def _record(row: Published) -> dict[str, Any]:
     return {**row.__dict__, **{c: canonical_json(getattr(row, c)) for c in ("inputs", "outputs", "report")}}
+
+
+def _standing(rows: Sequence[Published]) -> list[Published]:
+    """Those of all rows that were not withdrawn."""
+    withdrawn = {name for r in rows if r.unit == WITHDRAWAL for name in r.report["withdrawn"]}
+    return [r for r in rows if _name(r) not in withdrawn]
 
 
 def _name(row: Published) -> str:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from infra.errors import EnvironmentProblem
 
 Arrays = Mapping[str, NDArray[Any]]
-_LOCK = ".lock"
+_LOCK, _MAKING = ".lock", ".making"
 
 
 def default_cache() -> Path:
@@ -42,16 +42,14 @@ def mapped(cache: Path, name: str, make: Callable[[], Arrays]) -> Iterator[dict[
         stack.callback(prune, cache)
         with _writable(cache):
             cache.mkdir(parents=True, exist_ok=True)
-            handle = os.open(cache / f"{name}{_LOCK}", os.O_RDWR | os.O_CREAT, 0o600)
-            stack.callback(os.close, handle)  # before `prune`, which takes what nobody holds
-        fcntl.flock(handle, fcntl.LOCK_SH)
+            stack.enter_context(_locked(cache / f"{name}{_LOCK}", fcntl.LOCK_SH))
         if not (cache / name).is_dir():
-            fcntl.flock(handle, fcntl.LOCK_EX)  # one makes it, the others wait here and find it made
-            if not (cache / name).is_dir():
-                arrays = make()
-                with _writable(cache):
-                    _write(cache / name, arrays)
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            # Two locks: whoever waits to make it must not wait for those who use it already.
+            with _locked(cache / f"{name}{_MAKING}", fcntl.LOCK_EX):
+                if not (cache / name).is_dir():
+                    arrays = make()
+                    with _writable(cache):
+                        _write(cache / name, arrays)
         # Plain arrays over the maps: numpy's own class for them costs as much per batch as the gather itself.
         yield {path.stem: np.asarray(open_memmap(path, mode="r")) for path in (cache / name).glob("*.npy")}
 
@@ -67,16 +65,21 @@ def _writable(cache: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
+
+
 def prune(cache: Path) -> None:
     """Remove every map that no process holds."""
     for lock in cache.glob(f"*{_LOCK}"):
-        with contextlib.suppress(OSError):
-            handle = os.open(lock, os.O_RDWR)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(cache / lock.name.removesuffix(_LOCK), ignore_errors=True)
-            finally:
-                os.close(handle)
+        with contextlib.suppress(OSError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(cache / lock.name.removesuffix(_LOCK), ignore_errors=True)
 
 
 def _write(folder: Path, arrays: Arrays) -> None:

@@ -24,7 +24,7 @@ def test_made_once_and_shared(tmp_path):
 
     with mapped(tmp_path, "a", make) as first, mapped(tmp_path, "a", make) as second:
         assert first["values"].tolist() == second["values"].tolist() == [0, 1, 2, 3, 4]
-        assert isinstance(first["values"], np.memmap)
+        assert isinstance(first["values"].base, np.memmap)
         assert first["empty"].shape == (0, 3)
         assert not first["values"].flags.writeable
     assert made == [1]
