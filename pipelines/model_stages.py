@@ -17,6 +17,7 @@ from featurize import vocabularies
 from infra.config import canonical_json
 from infra.ledger import Published, key_of
 from infra.tables import FIELD_VALUES, ITEMS
+from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
@@ -51,7 +52,11 @@ def registered_versions(ctx: Context, data: Data, wanted: Sequence[Role]) -> lis
 
 def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
     unit = f"train:{role.name}:{run.label}"
-    inputs = {**role.versions(data), "items_hash": data.items_hash}
+    inputs: dict[str, Any] = {**role.versions(data), "items_hash": data.items_hash}
+    warm, champion = run.training.start == "champion", None
+    if warm:
+        champion = champion_before(ctx, f"{ctx.recipe.name}.{role.name}", data.day)
+        inputs["champion"] = champion.build if champion else None
     config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
     key = key_of(unit, data.day, inputs, config)
 
@@ -69,13 +74,15 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             run_name=f"{unit.replace(':', '-')}-{key}",
             vocabulary_hash=data.items_hash,
             vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
+            initial=artifact_of(ctx, champion) if champion else None,
         )
         artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
         ctx.progress.note(unit)
         shown = _shower(ctx, unit, run.training.epochs)
         report = fit(request, ctx.workspace / artifact, ctx.workspace / "training", shown)
         _write_config(ctx, ctx.workspace / "artifacts" / f"{artifact.name}.recipe.json")
-        return {"artifact": str(artifact)}, report
+        told = {"started_from": champion.told if champion else None} if warm else {}
+        return {"artifact": str(artifact)}, {**report, **told}
 
     return ctx.publish(unit, data.day, inputs, config, work)
 
@@ -160,7 +167,7 @@ def _register(
             example=packed.example,
             params=_flat({"model": role.candidate.config, "training": role.candidate.training}),
             metrics=_logged_metrics(evaluated),
-            tags=_lineage(ctx, data, role),
+            tags=_lineage(ctx, data, role, candidate),
             files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
         )
         answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
@@ -265,13 +272,16 @@ def _logged_metrics(evaluated: Published) -> dict[str, float]:
     return out
 
 
-def _lineage(ctx: Context, data: Data, role: Role) -> dict[str, str]:
+def _lineage(ctx: Context, data: Data, role: Role, trained: Published) -> dict[str, str]:
+    from evaluate.publish.registry import RUN_DATE_TAG
     from infra.ledger import code_version
 
     tags = {f"logs2rec.table.{t}": str(v) for t, v in data.versions.items()}
+    if (champion := trained.report.get("started_from")) is not None:
+        tags["logs2rec.startedFrom"] = str(champion["version"])
     return {
         **tags,
-        "logs2rec.runDate": data.day,
+        RUN_DATE_TAG: data.day,
         "logs2rec.runId": ctx.run_id,
         "logs2rec.recipe": ctx.recipe.name,
         "logs2rec.role": role.name,
