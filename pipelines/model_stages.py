@@ -18,6 +18,7 @@ from featurize import vocabularies
 from infra.config import canonical_json
 from infra.ledger import Published, key_of
 from infra.tables import FIELD_VALUES, ITEMS
+from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
@@ -52,7 +53,11 @@ def registered_versions(ctx: Context, data: Data, wanted: Sequence[Role]) -> lis
 
 def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
     unit = f"train:{role.name}:{run.label}"
-    inputs = {**role.versions(data), "items_hash": data.items_hash}
+    inputs: dict[str, Any] = {**role.versions(data), "items_hash": data.items_hash}
+    warm, champion = run.training.start == "champion", None
+    if warm:
+        champion = champion_before(ctx, f"{ctx.recipe.name}.{role.name}", data.day)
+        inputs["champion"] = champion.build if champion else None
     config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
     run_name = f"{unit.replace(':', '-')}-{key_of(unit, data.day, inputs, config)}"  # the same whatever is searched
     if run.search is not None:
@@ -75,6 +80,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             vocabulary_hash=data.items_hash,
             vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
             tracker=_tracker(ctx, data, role, run, run_name),
+            initial=artifact_of(ctx, champion) if champion else None,
         )
         artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
         outputs, storage = {"artifact": str(artifact)}, ctx.workspace / "training"
@@ -86,7 +92,8 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             _write_json(ctx.workspace / outputs["trials"], [asdict(trial) for trial in found.trials])
         report = fit(request, ctx.workspace / artifact, storage, shown)
         _write_config(ctx, ctx.workspace / "artifacts" / f"{artifact.name}.recipe.json")
-        return outputs, report
+        told = {"started_from": champion.told if champion else None} if warm else {}
+        return outputs, {**report, **told}
 
     return ctx.publish(unit, data.day, inputs, config, work)
 
@@ -191,7 +198,7 @@ def _register(
             example=packed.example,
             params=_flat({"model": run.config, "training": run.training}),
             metrics=_logged_metrics(evaluated),
-            tags=_lineage(ctx, data, role),
+            tags=_lineage(ctx, data, role, candidate),
             files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
         )
         answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
@@ -296,13 +303,16 @@ def _logged_metrics(evaluated: Published) -> dict[str, float]:
     return out
 
 
-def _lineage(ctx: Context, data: Data, role: Role) -> dict[str, str]:
+def _lineage(ctx: Context, data: Data, role: Role, trained: Published | None = None) -> dict[str, str]:
+    from evaluate.publish.registry import RUN_DATE_TAG
     from infra.ledger import code_version
 
     tags = {f"logs2rec.table.{t}": str(v) for t, v in data.versions.items()}
+    if trained is not None and (champion := trained.report.get("started_from")) is not None:
+        tags["logs2rec.startedFrom"] = str(champion["version"])
     return {
         **tags,
-        "logs2rec.runDate": data.day,
+        RUN_DATE_TAG: data.day,
         "logs2rec.runId": ctx.run_id,
         "logs2rec.recipe": ctx.recipe.name,
         "logs2rec.role": role.name,

@@ -87,6 +87,8 @@ class SequenceModelRun(_ModelRun):
             raise ValueError(
                 f"training.epochs {self.training.epochs} is less than the model's {stages} stages; raise it"
             )
+        if self.config.model == "popularity" and self.training.start == "champion":
+            raise ValueError("training.start: popularity is counted and continues nothing; leave it at fresh")
         return self
 
 

@@ -49,7 +49,10 @@ class TrainingSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
     start: Literal["fresh", "champion"] = "fresh"
-    """Weights to start from: fresh ones, or the champion's with its tables grown for new vocabulary entries."""
+    """Weights to start from: fresh ones, or those of the champion of before the run date, its tables grown for new
+    vocabulary entries (fresh ones while there is no champion). From the champion a fraction of the epochs is enough,
+    and ADRec skips its pre-training (config.pretrain_share: 0): so make the first champion with a fresh recipe of the
+    same name."""
     loader: Literal["auto", "resident", "streaming"] = "auto"
     """Training rows from memory maps, shuffled as a whole; or row group by row group, shuffled within a window;
     auto = resident up to `resident_gb`."""

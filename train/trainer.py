@@ -26,7 +26,7 @@ from infra.config import digest
 from infra.errors import EnvironmentProblem, Logs2RecError, TrainingError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
-from train import artifact, checkpoint
+from train import artifact, checkpoint, warm
 from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, PopularityConfig
 from train.job import Job
@@ -67,12 +67,23 @@ class TrainRequest:
     """Where to log the run; None = nowhere."""
     search: Mapping[str, Any] | None = None
     """What a search (train.search) chose, and how many trials it had; goes into the artifact's metrics as it is."""
+    initial: Path | None = None
+    """Artifact to start from (train.warm), where all workers see it; None = fresh weights."""
 
     @property
     def config_hash(self) -> str:
-        """Of everything that decides the weights, so not of the number of workers or of checkpoints."""
+        """Of everything that decides the weights, so not of the number of workers or of checkpoints.
+
+        Raises ArtifactError when `initial` is no artifact.
+        """
         training = self.training.model_dump(mode="json", exclude=OPERATIONAL)
-        return digest({"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of})
+        decides = {"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of}
+        return digest(decides if self.initial is None else {**decides, "initial": self.initial_digest})
+
+    @property
+    def initial_digest(self) -> str | None:
+        """SHA-256 of the weights to start from; None for fresh ones."""
+        return None if self.initial is None else artifact.weights_digest(self.initial)
 
 
 def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -80,9 +91,11 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
 
     `storage` has to be visible to all workers. `progress` receives rank 0's metrics after every epoch.
     Raises TrainingError when the cluster is too small, when a worker fails for good, or when the
-    request does not fit its tables.
+    request does not fit its tables or the artifact to start from.
     """
     if isinstance(request.model, PopularityConfig):
+        if request.initial is not None:
+            raise TrainingError("popularity is counted and continues nothing: set training.start: fresh")
         return _count(request, request.model, out)
     job = job_of(request, storage)
     body = finished(job)
@@ -94,10 +107,13 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
 def job_of(request: TrainRequest, storage: Path) -> Job:
     """What the workers of a request have to know; its run is a folder of `storage`."""
     _require_versions(request)
+    run = storage.resolve() / request.run_name
+    if request.initial is not None and not checkpoint.candidates(run):
+        warm.require_vocabulary(request.initial, request.vocabulary)
     return Job(
         lake=str(request.lake.resolve()), versions=request.versions, as_of=request.as_of, model=request.model,
-        training=request.training, catalogue=_catalogue(request), run=str(storage.resolve() / request.run_name),
-        config_hash=request.config_hash,
+        training=request.training, catalogue=_catalogue(request), run=str(run),
+        config_hash=request.config_hash, initial=None if request.initial is None else str(request.initial.resolve()),
     )  # fmt: skip
 
 
@@ -301,7 +317,7 @@ def _publish(request: TrainRequest, job: Job, body: Body, out: Path) -> dict[str
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
     model.load_state_dict(body.best or body.model)
-    metrics = _metrics(body.state, job)
+    metrics = {**_metrics(body.state, job), "initial": request.initial_digest}
     if request.search is not None:
         metrics["search"] = dict(request.search)
     artifact.save(
