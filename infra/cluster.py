@@ -23,6 +23,11 @@ _QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     # A lone worker that hangs is given up after this; several notice each other (training.timeout_seconds).
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # Tune's tables on stdout, log files per trial, and its own Ctrl-C.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     # An attempt to start workers on nodes that are no longer there ends after this, and Ray looks again.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20",
 }

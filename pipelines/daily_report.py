@@ -50,9 +50,21 @@ def _metrics(ctx: Context, model: Mapping[str, Any]) -> Section:
         else "Observed labels. uauc: mean of the AUC of each user that has both labels."
     )
     split = split_of(ctx, str(model["role"]))
+    started = "".join(_started(ctx, f"train:{model['role']}:{label}", label) for label in labels)
     return Section(
-        f"{model['name']}: version {model['version']}", f"Split: {split}. {about}", ["metric", *labels], rows
+        f"{model['name']}: version {model['version']}", f"Split: {split}. {about}{started}", ["metric", *labels], rows
     )
+
+
+def _started(ctx: Context, unit: str, label: str) -> str:
+    """What a model that asked for the champion's weights started from; nothing of a fresh one."""
+    report = next((s.report for s in ctx.steps if s.unit == unit), {})
+    if "started_from" not in report:
+        return ""
+    champion = report["started_from"]
+    if champion is None:
+        return f" {label} started fresh: there was no champion of an earlier day."
+    return f" {label} started from version {champion['version']} of {champion['run_date']}."
 
 
 def split_of(ctx: Context, role: str) -> str:

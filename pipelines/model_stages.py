@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from featurize import vocabularies
 from infra.config import canonical_json
 from infra.ledger import Published, key_of
 from infra.tables import FIELD_VALUES, ITEMS
+from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
@@ -51,11 +53,19 @@ def registered_versions(ctx: Context, data: Data, wanted: Sequence[Role]) -> lis
 
 def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
     unit = f"train:{role.name}:{run.label}"
-    inputs = {**role.versions(data), "items_hash": data.items_hash}
+    inputs: dict[str, Any] = {**role.versions(data), "items_hash": data.items_hash}
+    warm, champion = run.training.start == "champion", None
+    if warm:
+        champion = champion_before(ctx, f"{ctx.recipe.name}.{role.name}", data.day)
+        inputs["champion"] = champion.build if champion else None
     config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
+    run_name = f"{unit.replace(':', '-')}-{key_of(unit, data.day, inputs, config)}"  # the same whatever is searched
+    if run.search is not None:
+        config["search"] = run.search.model_dump(mode="json", exclude_none=True)
     key = key_of(unit, data.day, inputs, config)
 
     def work() -> Outputs:
+        from train.search import search
         from train.trainer import TrainRequest, fit
 
         if run.config.model != "popularity":
@@ -66,17 +76,24 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
             as_of=data.day,
             model=run.config,
             training=run.training,
-            run_name=f"{unit.replace(':', '-')}-{key}",
+            run_name=run_name,
             vocabulary_hash=data.items_hash,
             vocabulary=_vocabulary(ctx, data, items_only=role.name == "retrieval"),
-            tracker=_tracker(ctx, data, role, run, f"{unit.replace(':', '-')}-{key}"),
+            tracker=_tracker(ctx, data, role, run, run_name),
+            initial=artifact_of(ctx, champion) if champion else None,
         )
         artifact = Path("artifacts") / f"{role.name}-{run.label}-{key}"
+        outputs, storage = {"artifact": str(artifact)}, ctx.workspace / "training"
         ctx.progress.note(unit)
         shown = _shower(ctx, unit, run.training.epochs)
-        report = fit(request, ctx.workspace / artifact, ctx.workspace / "training", shown)
+        if run.search is not None:
+            found = search(request, run.search, storage, shown)
+            request, outputs["trials"] = found.request, f"{artifact}.trials.json"
+            _write_json(ctx.workspace / outputs["trials"], [asdict(trial) for trial in found.trials])
+        report = fit(request, ctx.workspace / artifact, storage, shown)
         _write_config(ctx, ctx.workspace / "artifacts" / f"{artifact.name}.recipe.json")
-        return {"artifact": str(artifact)}, report
+        told = {"started_from": champion.told if champion else None} if warm else {}
+        return outputs, {**report, **told}
 
     return ctx.publish(unit, data.day, inputs, config, work)
 
@@ -101,7 +118,8 @@ def _tracker(ctx: Context, data: Data, role: Role, run: ModelRun, run_name: str)
 
 def _shower(ctx: Context, unit: str, epochs: int) -> Any:
     def show(metrics: Mapping[str, Any]) -> None:
-        ctx.progress.note(f"{unit}: epoch {metrics.get('epoch', '?')}/{epochs}")
+        trial = f" trial {metrics['trial']}/{metrics['trials']}," if "trial" in metrics else ""
+        ctx.progress.note(f"{unit}:{trial} epoch {metrics.get('epoch', '?')}/{epochs}")
 
     return show
 
@@ -161,6 +179,7 @@ def _register(
     unit = f"register:{role.name}"
     name = f"{ctx.recipe.name}.{role.name}"
     candidate = trained[role.candidate.label]
+    run = role.candidate.with_values(candidate.report.get("search", {}).get("values", {}))
 
     def work() -> Outputs:
         from evaluate.publish.package import package, same_answer
@@ -177,9 +196,9 @@ def _register(
             code=packed.code,
             signature=packed.signature,
             example=packed.example,
-            params=_flat({"model": role.candidate.config, "training": role.candidate.training}),
+            params=_flat({"model": run.config, "training": run.training}),
             metrics=_logged_metrics(evaluated),
-            tags=_lineage(ctx, data, role),
+            tags=_lineage(ctx, data, role, candidate),
             files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
         )
         answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
@@ -284,13 +303,16 @@ def _logged_metrics(evaluated: Published) -> dict[str, float]:
     return out
 
 
-def _lineage(ctx: Context, data: Data, role: Role) -> dict[str, str]:
+def _lineage(ctx: Context, data: Data, role: Role, trained: Published | None = None) -> dict[str, str]:
+    from evaluate.publish.registry import RUN_DATE_TAG
     from infra.ledger import code_version
 
     tags = {f"logs2rec.table.{t}": str(v) for t, v in data.versions.items()}
+    if trained is not None and (champion := trained.report.get("started_from")) is not None:
+        tags["logs2rec.startedFrom"] = str(champion["version"])
     return {
         **tags,
-        "logs2rec.runDate": data.day,
+        RUN_DATE_TAG: data.day,
         "logs2rec.runId": ctx.run_id,
         "logs2rec.recipe": ctx.recipe.name,
         "logs2rec.role": role.name,
@@ -317,5 +339,9 @@ def _flat(sections: Mapping[str, Any]) -> dict[str, Any]:
 def _write_config(ctx: Context, path: Path) -> None:
     """The resolved configuration beside whatever it produced."""
     resolved = {"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")}
+    _write_json(path, json.loads(canonical_json(resolved)))
+
+
+def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(json.loads(canonical_json(resolved)), indent=2), encoding="utf-8")
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

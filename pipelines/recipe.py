@@ -6,11 +6,11 @@ Nothing here imports torch, ray, pyspark or mlflow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from evaluate.decision.gate import GatePolicy
 from evaluate.settings import ImpressionSettings, RetrievalSettings, TrackingSettings
@@ -19,18 +19,66 @@ from featurize.settings import SampleSettings, SequenceSettings, VocabularySetti
 from featurize.user_keys import PseudonymSettings
 from infra.cluster import RaySettings
 from infra.config import Settings, load
+from infra.errors import ConfigError
 from infra.spark import SparkSettings
-from train.configs import RankingConfig, SequenceConfig
+from train.configs import ModelConfig, RankingConfig, SequenceConfig
 from train.settings import TrainingSettings
+from train.space import SearchSettings, described, put
 
 
-class SequenceModelRun(Settings):
-    """One sequence model and how it is trained."""
+class _ModelRun(Settings):
+    """One model and how it is trained."""
 
     name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$")
     """Its name in this recipe; the architecture's if left out."""
-    config: SequenceConfig
+    config: ModelConfig
     training: TrainingSettings = TrainingSettings()
+    search: SearchSettings | None = None
+    """Which of its settings to choose by validation, and from what; null = as they stand."""
+
+    @model_validator(mode="after")
+    def _a_search_it_can_have(self) -> Self:
+        if self.search is None:
+            return self
+        if self.config.model == "popularity":
+            raise ValueError("search: popularity has nothing to search; leave it out")
+        if self.search.parallel > 1 and self.training.min_workers != self.training.max_workers:
+            raise ValueError(
+                f"search.parallel {self.search.parallel}: the trials would take each other's room; give "
+                f"training.workers as one number"
+            )
+        for values in (*self.search.corners(), *self.search.drawn()):
+            tried = self.with_values(values)
+            if (first := self.search.epochs_first) is not None and first >= tried.training.epochs:
+                raise ValueError(f"search.epochs_first {first} is not below training.epochs {tried.training.epochs}")
+        return self
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """The run with other values of some settings, and no search; ValueError names what it does not accept."""
+        sections = put({"config": self.config.model_dump(), "training": self.training.model_dump()}, values)
+        try:
+            return type(self).model_validate({"name": self.name, **sections})
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = ".".join(str(part) for part in wrong["loc"])
+            told = ["search.space", described(values), *([place] if place else []), wrong["msg"]]
+            raise ValueError(": ".join(told)) from None
+
+    @property
+    def tried(self) -> list[Self]:
+        """Every run that may be what is published: itself, or one for each trial of its search."""
+        return [self.with_values(values) for values in self.search.drawn()] if self.search else [self]
+
+    @property
+    def label(self) -> str:
+        """The name to show."""
+        return self.name or self.config.model
+
+
+class SequenceModelRun(_ModelRun):
+    """One sequence model and how it is trained."""
+
+    config: SequenceConfig
 
     @model_validator(mode="after")
     def _an_epoch_for_every_stage(self) -> SequenceModelRun:
@@ -39,26 +87,15 @@ class SequenceModelRun(Settings):
             raise ValueError(
                 f"training.epochs {self.training.epochs} is less than the model's {stages} stages; raise it"
             )
+        if self.config.model == "popularity" and self.training.start == "champion":
+            raise ValueError("training.start: popularity is counted and continues nothing; leave it at fresh")
         return self
 
-    @property
-    def label(self) -> str:
-        """The name to show."""
-        return self.name or self.config.model
 
-
-class RankingModelRun(Settings):
+class RankingModelRun(_ModelRun):
     """One ranking model and how it is trained."""
 
-    name: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    """Its name in this recipe; the architecture's if left out."""
     config: RankingConfig
-    training: TrainingSettings = TrainingSettings()
-
-    @property
-    def label(self) -> str:
-        """The name to show."""
-        return self.name or self.config.model
 
 
 class RetrievalGate(GatePolicy):
@@ -90,7 +127,7 @@ class Retrieval(Settings):
         known = [f"{s}/{m}" for s in ("history_removed", "all_items") for m in measured]
         if self.gate.metric not in known:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not measured; choose one of {', '.join(known)}")
-        for run in (self.candidate, *self.baselines):
+        for run in (r for given in (self.candidate, *self.baselines) for r in given.tried):
             own = getattr(run.config, "steps", None)
             if own is not None and (self.evaluation.steps or 0) > own:
                 raise ValueError(f"evaluation.steps {self.evaluation.steps} exceeds the {own} steps of {run.label}")
@@ -162,8 +199,6 @@ def open_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Recipe
 
 
 def _check_together(recipe: Recipe, contract: Contract, path: str | Path) -> None:
-    from infra.errors import ConfigError
-
     if recipe.ranking is not None and recipe.samples.history and "history" in {f.name for f in contract.fields}:
         raise ConfigError(
             f"{path}: samples.history: adds a field 'history', and the contract {contract.name!r} has one of that "

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +32,7 @@ from train.checkpoint import (
     MANIFEST,
     file_digest,
     read_json,
+    read_manifest,
     read_tensors,
     verify,
     write_json,
@@ -100,10 +102,7 @@ def save(
     A complete artifact of the same model there is left alone (metrics do not count), an incomplete one
     is replaced. Raises ArtifactError when `path` holds another model or something else.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-    written.mkdir()
-    try:
+    with _into_place(path) as written:
         write_tensors(written / _MODEL, model.state_dict())
         if vocabulary is not None:
             pq.write_table(vocabulary.select(VOCABULARY_SCHEMA.names).cast(VOCABULARY_SCHEMA), written / _VOCABULARY)
@@ -120,11 +119,24 @@ def save(
         }
         write_json(written / _DESCRIPTION, description)
         write_manifest(written, ARTIFACT_FORMAT, FORMAT_VERSION)
-        if not _keep_existing(path, written):
-            written.rename(path)
-            sync(path.parent)
-    finally:
-        shutil.rmtree(written, ignore_errors=True)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy an artifact to `path`, where it is then complete or not at all. Raises ArtifactError as `save` does, and
+    when the source is not whole."""
+    with _into_place(path) as written:
+        for name in (*_verify(source), MANIFEST):
+            shutil.copyfile(source / name, written / name)
+            sync(written / name)
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a whole, unaltered artifact lies there."""
+    try:
+        _verify(path)
+    except ArtifactError:
+        return False
+    return True
 
 
 def load(path: str | Path) -> Loaded:
@@ -160,10 +172,22 @@ def load(path: str | Path) -> Loaded:
 def item_vocabulary(path: str | Path) -> tuple[str, int]:
     """(hash, number of keys) of the item vocabulary that an artifact's model was trained with."""
     path = Path(path)
-    files = _verify(path)
-    table = _read_vocabulary(path / _VOCABULARY) if _VOCABULARY in files else VOCABULARY_SCHEMA.empty_table()
-    items = pc.sum(pc.equal(table["field"], ITEM_FIELD)).as_py() or 0
+    items = pc.sum(pc.equal(vocabulary(path)["field"], ITEM_FIELD)).as_py() or 0
     return str(_description(path)["vocabulary_hash"]), items
+
+
+def vocabulary(path: Path) -> pa.Table:
+    """The vocabulary in an artifact, after checking every file; without rows where there is none."""
+    files = _verify(path)
+    return _read_vocabulary(path / _VOCABULARY) if _VOCABULARY in files else VOCABULARY_SCHEMA.empty_table()
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of an artifact's weights, as its manifest says; ArtifactError where it does not."""
+    entry = read_manifest(path, ARTIFACT_FORMAT, FORMAT_VERSION).get(_MODEL)
+    if not isinstance(entry, dict) or not isinstance(entry.get("sha256"), str):
+        raise ArtifactError(f"{path / MANIFEST}: has no sha256 of {_MODEL}")
+    return str(entry["sha256"])
 
 
 def _verify(path: Path) -> dict[str, dict[str, Any]]:
@@ -226,6 +250,21 @@ def _read_vocabulary(path: Path) -> pa.Table:
     if not table.schema.equals(VOCABULARY_SCHEMA, check_metadata=False):
         raise ArtifactError(f"{path}: its columns are {table.schema.names}, not field, index, key of their types")
     return table
+
+
+@contextmanager
+def _into_place(path: Path) -> Iterator[Path]:
+    """A folder to write into, beside `path`, which is renamed to it unless `path` holds the same already."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.parent / f".{path.name}.{uuid.uuid4().hex}"
+    written.mkdir()
+    try:
+        yield written
+        if not _keep_existing(path, written):
+            written.rename(path)
+            sync(path.parent)
+    finally:
+        shutil.rmtree(written, ignore_errors=True)
 
 
 def _keep_existing(path: Path, written: Path) -> bool:

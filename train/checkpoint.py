@@ -205,9 +205,21 @@ def write_manifest(directory: Path, kind: str, version: int) -> None:
 def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:
     """Check a sealed directory against its manifest and return {file name: {size, sha256}}.
 
-    Raises ArtifactError naming the file when the manifest is absent or of another format, when a file
-    is missing, altered, unexpected, a link, or when a name would lead out of the directory.
+    Raises ArtifactError naming the file as `read_manifest` does, and when a file is missing, altered, unexpected or
+    a link.
     """
+    files = read_manifest(directory, kind, version)
+    unknown = {p.name for p in directory.iterdir()} - set(files) - {MANIFEST}
+    if unknown:
+        raise ArtifactError(f"{directory / sorted(unknown)[0]}: not in the manifest")
+    for name, entry in files.items():
+        _verify_file(directory / name, entry)
+    return files
+
+
+def read_manifest(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:
+    """What the manifest says; the files are not looked at. ArtifactError when it is absent, of another format, or
+    when a name would lead out of the directory."""
     if not directory.is_dir():
         raise ArtifactError(f"{directory}: no such directory")
     if not (directory / MANIFEST).exists():
@@ -222,11 +234,6 @@ def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]
     for name in files:
         if not _FILE_NAME.fullmatch(name) or name == MANIFEST:
             raise ArtifactError(f"{directory / MANIFEST}: {name!r} is not a plain file name")
-    unknown = {p.name for p in directory.iterdir()} - set(files) - {MANIFEST}
-    if unknown:
-        raise ArtifactError(f"{directory / sorted(unknown)[0]}: not in the manifest")
-    for name, entry in files.items():
-        _verify_file(directory / name, entry)
     return files
 
 

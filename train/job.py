@@ -43,6 +43,8 @@ class Job:
     run: str
     """Directory of the checkpoints, on storage that every worker sees."""
     config_hash: str
+    initial: str | None = None
+    """Artifact whose weights the run starts from; None = fresh ones."""
 
     def to_config(self) -> dict[str, Any]:
         """JSON values only."""

@@ -29,6 +29,7 @@ from train.stages import stages_of
 from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate
 from train.throughput import Meter, matmul_rate
 from train.validation import better, validate
+from train.warm import start_from
 
 Report = Callable[[dict[str, Any], Path | None], None]
 _WEIGHTS, _NOISE, _DROPOUT = range(3)  # independent random streams of one seed; train.validation has the fourth
@@ -237,6 +238,7 @@ class Worker:
         found = checkpoint.latest_valid(checkpoint.candidates(run)) if self.rank == 0 else None
         *place, attempt = self._from_rank_zero([*_place(found), int(time.time() * 1000)])
         if not any(place):
+            self._begin()
             return attempt
         loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place))
         state = loaded.body.state
@@ -260,6 +262,13 @@ class Worker:
         else:
             self._reseed(state.epoch, state.position)
         return attempt
+
+    def _begin(self) -> None:
+        """Take over the weights that the job names. A run with a checkpoint has them in there."""
+        if self.job.initial is not None:
+            start_from(self.model, self.job.model, self.splits.fields, Path(self.job.initial))
+            if self.average is not None:
+                self.average = MovingAverage(self.model, self.settings.ema)
 
     def _rng(self) -> dict[str, Tensor]:
         states = {"generator": self.generator.get_state(), "global": torch.get_rng_state()}

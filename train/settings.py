@@ -10,6 +10,11 @@ from pydantic import Field, model_validator
 from infra.config import Settings
 
 Count = Annotated[int, Field(ge=1)]
+OPERATIONAL = {
+    "workers", "threads", "use_gpu", "max_failures", "timeout_seconds", "checkpoint_every", "checkpoint_seconds",
+    "keep_checkpoints", "cache",
+}  # fmt: skip
+"""Settings that do not decide the weights."""
 
 
 class TrainingSettings(Settings):
@@ -43,6 +48,11 @@ class TrainingSettings(Settings):
     """torch.compile the step; the first step of each stage takes minutes longer."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
+    start: Literal["fresh", "champion"] = "fresh"
+    """Weights to start from: fresh ones, or those of the champion of before the run date, its tables grown for new
+    vocabulary entries (fresh ones while there is no champion). From the champion a fraction of the epochs is enough,
+    and ADRec skips its pre-training (config.pretrain_share: 0): so make the first champion with a fresh recipe of the
+    same name."""
     loader: Literal["auto", "resident", "streaming"] = "auto"
     """Training rows from memory maps, shuffled as a whole; or row group by row group, shuffled within a window;
     auto = resident up to `resident_gb`."""

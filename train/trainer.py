@@ -26,7 +26,7 @@ from infra.config import digest
 from infra.errors import EnvironmentProblem, Logs2RecError, TrainingError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
-from train import artifact, checkpoint
+from train import artifact, checkpoint, warm
 from train.checkpoint import Body, TrainState
 from train.configs import ModelConfig, PopularityConfig
 from train.job import Job
@@ -34,15 +34,13 @@ from train.loop import train_worker
 from train.models.popularity import PopularityModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, predicted
-from train.settings import TrainingSettings
+from train.settings import OPERATIONAL, TrainingSettings
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
 
 Progress = Callable[[dict[str, Any]], None]
-_OPERATIONAL = {
-    "workers", "threads", "use_gpu", "max_failures", "timeout_seconds", "checkpoint_every", "checkpoint_seconds",
-    "keep_checkpoints", "cache",
-}  # fmt: skip
+RECORD = "progress.jsonl"
+"""In a run's folder: rank 0's reports, one a line."""
 _POLL_SECONDS = 0.2
 _RESIZE_SECONDS = 20.0
 """How often an elastic run looks for more workers; Ray's own view of the cluster is up to 20 s old."""
@@ -67,12 +65,25 @@ class TrainRequest:
     """Columns field, index, key (train.artifact). Sequence models take the catalogue's size from '__item__'."""
     tracker: Tracker | None = None
     """Where to log the run; None = nowhere."""
+    search: Mapping[str, Any] | None = None
+    """What a search (train.search) chose, and how many trials it had; goes into the artifact's metrics as it is."""
+    initial: Path | None = None
+    """Artifact to start from (train.warm), where all workers see it; None = fresh weights."""
 
     @property
     def config_hash(self) -> str:
-        """Of everything that decides the weights, so not of the number of workers or of checkpoints."""
-        training = self.training.model_dump(mode="json", exclude=_OPERATIONAL)
-        return digest({"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of})
+        """Of everything that decides the weights, so not of the number of workers or of checkpoints.
+
+        Raises ArtifactError when `initial` is no artifact.
+        """
+        training = self.training.model_dump(mode="json", exclude=OPERATIONAL)
+        decides = {"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of}
+        return digest(decides if self.initial is None else {**decides, "initial": self.initial_digest})
+
+    @property
+    def initial_digest(self) -> str | None:
+        """SHA-256 of the weights to start from; None for fresh ones."""
+        return None if self.initial is None else artifact.weights_digest(self.initial)
 
 
 def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | None = None) -> dict[str, Any]:
@@ -80,26 +91,42 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
 
     `storage` has to be visible to all workers. `progress` receives rank 0's metrics after every epoch.
     Raises TrainingError when the cluster is too small, when a worker fails for good, or when the
-    request does not fit its tables.
+    request does not fit its tables or the artifact to start from.
     """
-    _require_versions(request)
     if isinstance(request.model, PopularityConfig):
+        if request.initial is not None:
+            raise TrainingError("popularity is counted and continues nothing: set training.start: fresh")
         return _count(request, request.model, out)
-    run = storage.resolve() / request.run_name
-    job = Job(
-        lake=str(request.lake.resolve()), versions=request.versions, as_of=request.as_of, model=request.model,
-        training=request.training, catalogue=_catalogue(request), run=str(run), config_hash=request.config_hash,
-    )  # fmt: skip
-    body = _finished(job)
+    job = job_of(request, storage)
+    body = finished(job)
     if body is None:
-        use_gpu = _require_resources(request.training)
-        run.mkdir(parents=True, exist_ok=True)
-        with _forwarded(run / "progress.jsonl", progress), _sigint_restored():
-            _run_workers(job, use_gpu, request.tracker)
-        body = _finished(job)
-    if body is None:
-        raise TrainingError(f"run {request.run_name}: ended without a final checkpoint in {run}; train again")
+        body = trained(job, require_resources(request.training), request.tracker, progress)
     return _publish(request, job, body, out)
+
+
+def job_of(request: TrainRequest, storage: Path) -> Job:
+    """What the workers of a request have to know; its run is a folder of `storage`."""
+    _require_versions(request)
+    run = storage.resolve() / request.run_name
+    if request.initial is not None and not checkpoint.candidates(run):
+        warm.require_vocabulary(request.initial, request.vocabulary)
+    return Job(
+        lake=str(request.lake.resolve()), versions=request.versions, as_of=request.as_of, model=request.model,
+        training=request.training, catalogue=_catalogue(request), run=str(run),
+        config_hash=request.config_hash, initial=None if request.initial is None else str(request.initial.resolve()),
+    )  # fmt: skip
+
+
+def trained(job: Job, use_gpu: bool, tracker: Tracker | None = None, progress: Progress | None = None) -> Body:
+    """Train (or resume) to the final checkpoint."""
+    run = Path(job.run)
+    run.mkdir(parents=True, exist_ok=True)
+    with _forwarded(run / RECORD, progress), _sigint_restored():
+        _run_workers(job, use_gpu, tracker)
+    body = finished(job)
+    if body is None:
+        raise TrainingError(f"run {run.name}: ended without a final checkpoint in {run}; train again")
+    return body
 
 
 def _run_workers(job: Job, use_gpu: bool, tracker: Tracker | None) -> None:
@@ -129,7 +156,7 @@ def _run_workers(job: Job, use_gpu: bool, tracker: Tracker | None) -> None:
             name=run.name,
             storage_path=str(run.parent),
             failure_config=FailureConfig(max_failures=settings.max_failures, controller_failure_limit=_START_ATTEMPTS),
-            callbacks=[_recorder(run / "progress.jsonl"), *([mlflow_callback(tracker, notes)] if tracker else [])],
+            callbacks=[_recorder(run / RECORD), *([mlflow_callback(tracker, notes)] if tracker else [])],
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
     )  # fmt: skip
@@ -140,7 +167,7 @@ def _run_workers(job: Job, use_gpu: bool, tracker: Tracker | None) -> None:
     except ray.exceptions.RayError as error:
         if tracker:
             finish(tracker, "FAILED")
-        raise TrainingError(f"run {run.name}: Ray failed: {_brief(error)}") from None
+        raise TrainingError(f"run {run.name}: Ray failed: {brief(error)}") from None
     finally:
         if notes.exists():
             _log.warning("%s", notes.read_text(encoding="utf-8").strip())
@@ -151,15 +178,15 @@ def _cause(error: Exception) -> str:
     failures: Mapping[int, Exception] = getattr(error, "worker_failures", {})
     if not failures:
         cause = getattr(error, "controller_failure", error)
-        return str(cause) if isinstance(cause, Logs2RecError) else _brief(cause)
+        return str(cause) if isinstance(cause, Logs2RecError) else brief(cause)
     ours = {rank: e for rank, e in failures.items() if isinstance(e, Logs2RecError)}
     if ours:
         return str(ours[min(ours)])
     rank = min(failures)
-    return f"worker {rank} failed: {_brief(failures[rank])}"
+    return f"worker {rank} failed: {brief(failures[rank])}"
 
 
-def _brief(error: BaseException) -> str:
+def brief(error: BaseException) -> str:
     """Type and first and last line of a message that may carry a whole traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     shown = lines if len(lines) < 3 else [lines[0], lines[-1]]
@@ -237,25 +264,27 @@ def _require_versions(request: TrainRequest) -> None:
             raise TrainingError(f"model {request.model.model}: no version of table {table!r} was given to train on")
 
 
-def _require_resources(settings: TrainingSettings) -> bool:
-    """Whether to use GPUs; TrainingError now instead of a run that waits for ever."""
+def require_resources(settings: TrainingSettings, runs: int = 1) -> bool:
+    """Whether to use GPUs; TrainingError now instead of runs that wait for ever for room beside each other."""
     import ray
 
     if not ray.is_initialized():
         raise TrainingError("no Ray connection: call fit inside infra.cluster.cluster(...)")
     have = ray.cluster_resources()
-    gpus = have.get("GPU", 0)
-    use_gpu = gpus >= settings.max_workers if settings.use_gpu == "auto" else settings.use_gpu
-    if use_gpu and gpus < settings.min_workers:
+    gpus, needed = have.get("GPU", 0), runs * settings.min_workers
+    use_gpu = gpus >= runs * settings.max_workers if settings.use_gpu == "auto" else settings.use_gpu
+    lower = "lower training.workers" if runs == 1 else "lower search.parallel, training.workers"
+    if use_gpu and gpus < needed:
         raise TrainingError(
-            f"training.workers asks for {settings.min_workers} GPUs, the Ray cluster has {gpus:g}: "
-            "lower training.workers or set training.use_gpu to false"
+            f"training.workers asks for {needed} GPUs, the Ray cluster has {gpus:g}: "
+            f"{lower} or set training.use_gpu to false"
         )
-    cpus, wanted = have.get("CPU", 0), settings.min_workers * settings.threads
+    cpus, wanted = have.get("CPU", 0), needed * settings.threads
     if cpus < wanted:
+        several = "" if runs == 1 else f"{runs} trials of "
         raise TrainingError(
-            f"{settings.min_workers} workers with {settings.threads} threads each need {wanted} CPUs, the Ray "
-            f"cluster has {cpus:g}: lower training.workers or training.threads, or raise ray.cpus"
+            f"{several}{settings.min_workers} workers with {settings.threads} threads each need {wanted} CPUs, the Ray "
+            f"cluster has {cpus:g}: {lower} or training.threads, or raise ray.cpus"
         )
     return use_gpu
 
@@ -273,7 +302,7 @@ def _catalogue(request: TrainRequest) -> int | None:
     return largest + 1
 
 
-def _finished(job: Job) -> Body | None:
+def finished(job: Job) -> Body | None:
     """The final checkpoint of this very run, if it got that far."""
     found = checkpoint.latest_valid(checkpoint.candidates(Path(job.run)))
     if found is None:
@@ -288,7 +317,9 @@ def _publish(request: TrainRequest, job: Job, body: Body, out: Path) -> dict[str
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
     model.load_state_dict(body.best or body.model)
-    metrics = _metrics(body.state, job)
+    metrics = {**_metrics(body.state, job), "initial": request.initial_digest}
+    if request.search is not None:
+        metrics["search"] = dict(request.search)
     artifact.save(
         out, model, job.model, lineage=job.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,
         catalogue=job.catalogue, fields=fields, vocabulary=request.vocabulary,
@@ -311,6 +342,7 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
 
 def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[str, Any]:
     """Popularity needs no worker: one count over what all training chunks have to predict (a lone event is in none)."""
+    _require_versions(request)
     started = time.perf_counter()
     lake, version = Lake(request.lake), request.versions["sequences"]
     valid = SequenceData.from_lake(lake, version, request.as_of, "valid")

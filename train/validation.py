@@ -27,6 +27,8 @@ from train.settings import TrainingSettings
 
 Data = SequenceData | RankingData
 NDCG_CUTOFF = 20
+METRICS = {"sequence": f"valid_ndcg_{NDCG_CUTOFF}", "ranking": "valid_log_loss"}
+"""What a model of each kind is validated with."""
 _VALIDATION = 3  # this file's random stream of a run's seed
 
 
@@ -60,7 +62,7 @@ def validate(
     total = sum_over_ranks(total)
     if total[1] == 0:
         raise TrainingError("validation: every target is already in its user's history, nothing is left to measure")
-    name = f"valid_ndcg_{NDCG_CUTOFF}" if isinstance(data, SequenceData) else "valid_log_loss"
+    name = METRICS["sequence" if isinstance(data, SequenceData) else "ranking"]
     value = (total[0] / total[1]).item()
     if not math.isfinite(value):
         raise TrainingError(f"{name} is {value}: the model's scores are not finite; lower training.learning_rate")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 CHALLENGER, CHAMPION, PREVIOUS = "challenger", "champion", "previous_champion"
 BUILD_TAG = "logs2rec.build"
 STORE_TAG = "logs2rec.store"
+RUN_DATE_TAG = "logs2rec.runDate"
 
 
 class Registry:
@@ -114,6 +115,17 @@ class Registry:
     def move_alias(self, name: str, alias: str, version: str) -> None:
         """Point the alias at a version."""
         self.client.set_registered_model_alias(name, alias, version)
+
+    def tags(self, name: str, version: str) -> dict[str, str] | None:
+        """A version's tags; None when there is no such version, and only then."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return dict(self.client.get_model_version(name, version).tags)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
 
     def artifact(self, name: str, version: str, into: Path) -> Path:
         """Download a version's artifact directory (the one `train.load` reads) below `into`."""

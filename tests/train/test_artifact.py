@@ -208,3 +208,20 @@ def test_a_folder_name_with_an_equals_sign_adds_no_column(tmp_path):
 def test_importing_the_package_does_not_import_torch():
     code = "import sys, train, train.settings; assert callable(train.load); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_copy_is_whole_or_not_there(tmp_path):
+    made(tmp_path / "m")
+    copied = tmp_path / "in" / "copy"
+    for _ in range(2):
+        artifact.copy(tmp_path / "m", copied)
+        assert artifact.is_complete(copied)
+    assert [p.name for p in copied.parent.iterdir()] == ["copy"]
+    (copied / "MANIFEST.json").unlink()
+    assert not artifact.is_complete(copied)
+    artifact.copy(tmp_path / "m", copied)
+    assert artifact.is_complete(copied)
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: 0 bytes"):
+        artifact.copy(tmp_path / "m", tmp_path / "in" / "other")
+    assert [p.name for p in copied.parent.iterdir()] == ["copy"]

@@ -184,7 +184,7 @@ class TestWithoutRay:
 
     def test_a_ranking_model(self, tmp_path, monkeypatch):
         monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))
-        monkeypatch.setattr(trainer, "_require_resources", lambda settings: False)
+        monkeypatch.setattr(trainer, "require_resources", lambda settings: False)
         write_samples(tmp_path, rows_of(20) + [{**r, "split": "valid"} for r in rows_of(6)])
         config = AsymDiffRecConfig(base=DNNConfig(embedding_width=2, hidden=(4,)), hidden=4)
         plain = request_for(tmp_path, config, "ranking", epochs=2)

@@ -1,0 +1,134 @@
+"""Warm start: a freshly built model takes over a champion's weights, its tables grown for new vocabulary entries.
+
+Only trained parameters are taken over: what describes today's data (the statistics of numeric fields) stays.
+
+Shapes: S rows of a vocabulary's table in the champion, W its width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from torch import Tensor, nn
+
+from infra.errors import TrainingError
+from infra.tables import FIRST_INDEX, Kind
+from train import artifact
+from train.artifact import ITEM_FIELD, Loaded
+from train.configs import ModelConfig
+from train.fields import FieldEncoder
+from train.protocol import FieldSpec, SequenceModel
+
+_REMEDY = "set training.start: fresh, or train the configuration that the champion has"
+
+
+def start_from(model: nn.Module, config: ModelConfig, fields: Sequence[FieldSpec], initial: Path) -> None:
+    """Copy the weights of the artifact `initial` into a freshly initialised model of `config` and `fields`.
+
+    Parameters that only the champion has are left out. Rows of new vocabulary entries begin at the mean of the
+    champion's rows, each with its own fresh draw on top. Whether the vocabularies agree is `require_vocabulary`'s
+    to say. No random stream moves. Raises TrainingError, before any weight has changed, when a parameter of the
+    model has no counterpart; ArtifactError when the artifact is damaged.
+    """
+    with torch.random.fork_rng(devices=[]):  # loading builds a model, which draws its weights
+        champion = artifact.load(initial)
+    _require_same_inputs(champion, config, fields, initial)
+    known, mine, tables = dict(champion.model.named_parameters()), dict(model.named_parameters()), _tables(model)
+    for name, parameter in mine.items():
+        _require_counterpart(name, parameter, known.get(name), tables.get(name), initial)
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            old = known[name].to(parameter.device)
+            if old.shape == parameter.shape:
+                parameter.copy_(old)
+            else:
+                _grow(parameter, old)
+
+
+def require_vocabulary(initial: Path, today: pa.Table | None) -> None:
+    """Raise TrainingError, with field, index and both keys, unless each of the artifact's vocabularies is the
+    beginning of today's (columns field, index, key)."""
+    known = artifact.vocabulary(initial)
+    if known.num_rows == 0 or today is None:
+        whose = "the champion" if known.num_rows == 0 else "this run"
+        raise TrainingError(f"{initial}: {whose} has no vocabulary to compare; set training.start: fresh")
+    for field in pc.unique(known["field"]).to_pylist():
+        theirs, ours = _of(known, field), _of(today, field)
+        if (at := _difference(theirs, ours)) is not None:
+            index, key = (theirs[column][at].as_py() for column in ("index", "key"))
+            found = repr(ours["key"][at].as_py()) if at < ours.num_rows else "missing"
+            raise TrainingError(
+                f"{initial}: field {field!r}, index {index}: the champion's key is {key!r}, today's is {found}; "
+                "its rows mean other values than today's: set training.start: fresh"
+            )
+
+
+def _difference(theirs: pa.Table, ours: pa.Table) -> int | None:
+    """The first row in which `theirs` is not the beginning of `ours`."""
+    common = min(theirs.num_rows, ours.num_rows)
+    a, b = theirs.slice(0, common), ours.slice(0, common)
+    at: int = pc.index(pc.and_(pc.equal(a["index"], b["index"]), pc.equal(a["key"], b["key"])), False).as_py()
+    if at >= 0:
+        return at
+    return common if common < theirs.num_rows else None
+
+
+def _of(vocabulary: pa.Table, field: str) -> pa.Table:
+    """A field's rows in index order."""
+    return vocabulary.filter(pc.equal(vocabulary["field"], field)).sort_by("index")
+
+
+def _require_same_inputs(champion: Loaded, config: ModelConfig, fields: Sequence[FieldSpec], initial: Path) -> None:
+    """The same architecture, over the same fields in the same order."""
+    if champion.config.model != config.model:
+        raise TrainingError(
+            f"{initial}: the champion is a {champion.config.model} model, this one is {config.model}; {_REMEDY}"
+        )
+    for position, (theirs, ours) in enumerate(zip_longest(champion.fields, fields)):
+        names = [f"{spec.name!r} ({spec.kind})" if spec else "none" for spec in (theirs, ours)]
+        if names[0] != names[1]:
+            raise TrainingError(
+                f"{initial}: feature field {position + 1} is {names[0]} in the champion and {names[1]} today; "
+                "set training.start: fresh"
+            )
+
+
+def _tables(model: nn.Module) -> dict[str, str]:
+    """Parameter -> the field whose vocabulary its rows are, items under '__item__'."""
+    fields: dict[Tensor, str] = {}
+    if isinstance(model, SequenceModel):
+        fields[model.item_table()] = ITEM_FIELD
+    for module in model.modules():
+        if isinstance(module, FieldEncoder):
+            names = [spec.name for spec in module.fields if spec.kind is not Kind.NUMERIC]
+            fields |= dict(zip(module.tables, names, strict=True))
+    return {name: fields[p] for name, p in model.named_parameters() if p in fields}
+
+
+def _require_counterpart(name: str, mine: Tensor, old: Tensor | None, field: str | None, initial: Path) -> None:
+    """The champion's tensor fits as it is, or it is the table of a field and has fewer rows."""
+    what = f"tensor {name}" + (f" (field {field!r})" if field else "")
+    if old is None:
+        raise TrainingError(f"{initial}: the champion has no {what}; {_REMEDY}")
+    grows = field is not None and old.shape[1:] == mine.shape[1:] and len(old) < len(mine)
+    if old.shape != mine.shape and not grows:
+        raise TrainingError(
+            f"{initial}: {what} is {tuple(old.shape)} in the champion and {tuple(mine.shape)} here; {_REMEDY}"
+        )
+
+
+def _grow(table: Tensor, old_SW: Tensor) -> None:
+    """The champion's rows, then new ones.
+
+    A fresh row is near 0, but no neutral one: a LayerNorm behind it blows its direction up to full size. The mean is
+    an average entry, as input and as candidate; a draw as large as trained rows would be a strong, random opinion.
+    """
+    rows = len(old_SW)
+    table[:rows] = old_SW
+    if rows > FIRST_INDEX:
+        table[rows:] += old_SW[FIRST_INDEX:].mean(dim=0)
