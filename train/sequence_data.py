@@ -53,7 +53,7 @@ class SequenceData:
         left out. Raises TrainingError when no row is left.
         """
         table = lake.read("sequences", version, {"as_of": as_of, "split": split}, COLUMNS)
-        ties = (Ragged.from_arrow(table["items"]), predicted(table))
+        ties = shown_and_predicted(table)
         table = in_own_order(table, ["user", "target_ts"], [tie.fingerprints() for tie in ties])
         if split == "train":
             data = cls.chunks(table, max_length, packed)
@@ -61,23 +61,23 @@ class SequenceData:
             known = pc.fill_null(table["target_known"], False).to_numpy()
             target = pc.fill_null(table["target"], 0).to_numpy().astype(np.int64)
             known &= target >= FIRST_INDEX
-            items = Ragged.from_arrow(table["items"])
-            data = cls(items, predicted(table), target, known, users(table), max_length, packed)
+            data = cls(*shown_and_predicted(table), target, known, users(table), max_length, packed)
         require_rows(len(data), "sequences", version, as_of, split)
         return data
 
     @classmethod
     def chunks(cls, table: pa.Table, max_length: int | None, packed: bool = True) -> SequenceData:
         """Training chunks in the order of the table, without those that have no target."""
-        kept = targets_per_row(predicted(table), max_length) > 0
+        items, next_items = shown_and_predicted(table)
+        kept = targets_per_row(next_items, max_length) > 0
         if not kept.all():
-            table = table.filter(pa.array(kept))
-        return cls(Ragged.from_arrow(table["items"]), predicted(table), max_length=max_length, packed=packed)
+            items, next_items = shown_and_predicted(table.filter(pa.array(kept)))
+        return cls(items, next_items, max_length=max_length, packed=packed)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Everything but the user ids, by name, for memory maps."""
         arrays: dict[str, NDArray[Any]] = {"values": self.items.values, "offsets": self.items.offsets}
-        if self.next_items.values is not self.items.values:
+        if self.next_items is not self.items:
             arrays["next_values"] = self.next_items.values
         if self.target_N is not None and self.known_N is not None:
             arrays |= {"target": self.target_N, "known": self.known_N}
@@ -114,20 +114,25 @@ class SequenceData:
     def _packed(self, rows_S: Ints) -> SequenceBatch:
         if len(rows_S) == 0:
             return SequenceBatch(*(torch.zeros(1, 1, dtype=torch.int64) for _ in range(3)))
-        end_S = self.items.offsets[rows_S + 1]
-        sizes_S = self._shown(end_S - self.items.offsets[rows_S] - 1)
+        end_S = self.items.offsets[rows_S + 1] - 1
+        sizes_S = self._shown(end_S - self.items.offsets[rows_S])
         packing = pack(sizes_S)
-        sizes_S, end_S = sizes_S[packing.order_S], end_S[packing.order_S]
-        before_S = np.cumsum(sizes_S) - sizes_S
-        count_T = np.arange(int(sizes_S.sum()))
-        # Each of these grows by one from event to event of a sequence: its place, where it lies, and where it goes.
-        place_T = count_T - np.repeat(before_S, sizes_S)
-        source_T = count_T + np.repeat(end_S - 1 - sizes_S - before_S, sizes_S)
-        into_T = count_T + np.repeat(packing.start_S - before_S, sizes_S)
-        next_T = self.next_items.values[1:][source_T]
+        sizes_S, end_S, start_S = sizes_S[packing.order_S], end_S[packing.order_S], packing.start_S
+        # A sequence is laid out over the gap behind it too; the gaps, which are few, are cleared in the end.
+        reach_S = np.diff(start_S, append=packing.rows * packing.width)
+        place_T = np.arange(packing.rows * packing.width, dtype=np.int32)
+        place_T -= np.repeat(start_S.astype(np.int32), reach_S)
+        source_T = np.repeat(end_S - sizes_S, reach_S)
+        source_T += place_T
+        items_T = self.items.values.take(source_T, mode="clip")
+        if self.next_items is self.items:
+            next_T = np.append(items_T[1:], np.int32(0))
+            next_T[start_S + sizes_S - 1] = self.items.values[end_S]
+        else:
+            next_T = self.next_items.values[1:].take(source_T, mode="clip")
         next_T *= next_T >= FIRST_INDEX
-        columns = self.items.values[source_T], next_T, place_T
-        return SequenceBatch(*(_laid_out(values_T, into_T, packing.rows, packing.width) for values_T in columns))
+        gap_G = _ranges(start_S + sizes_S, reach_S - sizes_S)
+        return SequenceBatch(*(_laid_out(column_T, gap_G, packing.width) for column_T in (items_T, next_T, place_T)))
 
     def _left_padded(self, rows_B: Ints) -> SequenceBatch:
         longest = None if self.max_length is None else self.max_length + 1
@@ -140,21 +145,27 @@ class SequenceData:
         return self.next_items.left_padded(rows_B)
 
 
-def _laid_out(values_T: NDArray[Any], into_T: Ints, rows: int, width: int) -> torch.Tensor:
-    flat = np.zeros(rows * width, np.int64)
-    flat[into_T] = values_T
-    return torch.from_numpy(flat).view(rows, width)
+def _ranges(start_N: Ints, length_N: Ints) -> Ints:
+    """start, start + 1, ... of each range, one after the other."""
+    before_N = np.cumsum(length_N) - length_N
+    return np.arange(int(length_N.sum())) + np.repeat(start_N - before_N, length_N)
 
 
-def predicted(table: pa.Table) -> Ragged:
-    """The items of rows of `sequences`, with 0 in the place of those whose event is not of a target type."""
+def _laid_out(column_T: NDArray[np.int32], gap_G: Ints, width: int) -> torch.Tensor:
+    column_T[gap_G] = 0
+    return torch.from_numpy(column_T.astype(np.int64)).view(-1, width)
+
+
+def shown_and_predicted(table: pa.Table) -> tuple[Ragged, Ragged]:
+    """Of rows of `sequences`: their items, and those with 0 in the place of events that are not of a target type; the
+    same object where all are."""
     items = Ragged.from_arrow(table["items"])
     if table["is_target"].null_count == len(table):
-        return items
+        return items, items
     told = np.repeat(table["is_target"].is_valid().to_numpy(), items.lengths)
     is_target = np.ones(len(items.values), np.int32)
     is_target[told] = pc.list_flatten(table["is_target"]).to_numpy(zero_copy_only=False)
-    return Ragged(items.values * is_target, items.offsets)
+    return items, Ragged(items.values * is_target, items.offsets)
 
 
 def targets_per_row(chunks: Ragged, max_length: int | None) -> Ints:

@@ -33,7 +33,7 @@ from train.job import Job
 from train.loop import train_worker
 from train.models.popularity import PopularityModel
 from train.ranking_data import read_fields
-from train.sequence_data import SequenceData, predicted
+from train.sequence_data import SequenceData, shown_and_predicted
 from train.settings import OPERATIONAL, TrainingSettings
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
@@ -347,7 +347,7 @@ def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[s
     lake, version = Lake(request.lake), request.versions["sequences"]
     valid = SequenceData.from_lake(lake, version, request.as_of, "valid")
     table = lake.read("sequences", version, {"as_of": request.as_of, "split": "train"}, ["items", "is_target"])
-    events = predicted(table).values
+    events = shown_and_predicted(table)[1].values
     catalogue = _catalogue(request)
     assert catalogue is not None
     if len(events) == 0 or events.max() >= catalogue:
