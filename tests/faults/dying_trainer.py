@@ -28,7 +28,7 @@ class Fault:
         self.run, self.point, self.rank, self.after = run, told.get("point"), told.get("rank"), told.get("after", 0)
         self.signal = signal.Signals(told.get("signal", signal.SIGKILL))
         self.pause = float(told.get("pause", 0.0))
-        """Seconds that every step takes longer, so that a short run can be disturbed in the middle."""
+        """Seconds that every step takes longer while `fault.json` exists, so that a short run can be disturbed."""
         self.seen = 0
 
     def counted(self) -> bool:
@@ -112,7 +112,8 @@ def recorded(run: Path, rank: int, pause: float) -> None:
         row = {"epoch": self.state.epoch, "position": self.state.position, "attempt": self.attempt, "used": used}
         with (run / RECORD.format(rank=rank)).open("a") as file:
             file.write(json.dumps(row) + "\n")
-        time.sleep(pause)
+        if pause and (run / "fault.json").exists():
+            time.sleep(pause)
         return real(self, batches)
 
     loop.Worker._step = _step  # type: ignore[method-assign]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.nodes import EPOCHS
 from tests.faults.test_training_faults import used
 from tests.pipelines.commands import ROOT
 from tests.train.tables import write_sequences
@@ -28,6 +29,6 @@ def test_a_node_is_lost(tmp_path: Path, kind: str) -> None:
     told = json.loads(done.stdout.strip().splitlines()[-1])
     changes = [after for before, after in pairwise([0, *told["workers"]]) if before != after]
     assert changes == [2, 1, 2], told["workers"]
-    assert told["metrics"]["epochs"] == 30
+    assert told["metrics"]["epochs"] == EPOCHS
     whole = Counter(str((items[:-1], items[1:])) for items in (chunk[-5:] for chunk in CHUNKS))
-    assert [Counter(rows) for rows in used(tmp_path / "runs" / "nodes").values()] == [whole] * 30
+    assert [Counter(rows) for rows in used(tmp_path / "runs" / "nodes").values()] == [whole] * EPOCHS
