@@ -21,8 +21,11 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     # Reports wait for the controller's next look: at the default of 2 s short epochs are held up by it.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    # A lone worker that hangs is given up after this; several notice each other (training.timeout_seconds).
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    # A worker that does not even answer is given up after this; one that answers and makes no step is noticed by
+    # the others (training.timeout_seconds). Ray waits for either before it restarts any.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
+    # Asking a group that has lost a worker to take leave of each other is in vain.
+    "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "5",
     # Tune's tables on stdout, log files per trial, and its own Ctrl-C.
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

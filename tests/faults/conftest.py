@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import shutil
 import subprocess
@@ -34,15 +36,21 @@ class Undisturbed:
 
 
 @pytest.fixture(scope="session")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("log") / "raw"
-    assert logs2rec("simulate", folder, "--users", 60, "--items", 30, "--days", 5, "--seed", 5).code == 0
+def lake_log(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder with the log and what the stages make of it, made once for all workers of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own if worker_id == "master" else own.parent) / "undisturbed"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "seconds.json").exists():
+            (folder / "seconds.json").write_text(json.dumps(_undisturbed(folder)))
     return folder
 
 
-@pytest.fixture(scope="session")
-def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    folder, seconds = tmp_path_factory.mktemp("undisturbed"), {}
+def _undisturbed(folder: Path) -> dict[str, float]:
+    raw, seconds = folder / "raw", {}
+    assert logs2rec("simulate", raw, "--users", 60, "--items", 30, "--days", 5, "--seed", 5).code == 0
     recipe = fresh(folder / "run", raw)
     for stage in STAGES:
         begun = time.monotonic()
@@ -50,7 +58,17 @@ def undisturbed(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Undistur
         assert done.code == 0, done.stderr
         seconds[stage] = time.monotonic() - begun
         shutil.copytree(recipe.parent / "workspace", folder / stage)
-    return Undisturbed(folder, seconds)
+    return seconds
+
+
+@pytest.fixture(scope="session")
+def raw(lake_log: Path) -> Path:
+    return lake_log / "raw"
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lake_log: Path) -> Undisturbed:
+    return Undisturbed(lake_log, json.loads((lake_log / "seconds.json").read_text()))
 
 
 @pytest.fixture
