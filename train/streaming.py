@@ -85,7 +85,11 @@ class Streamed(Generic[B]):
         mine = [self._slices(s, streams[s], epoch, start) for s in range(share.rank, self.streams, share.world)]
         for position in range(start, self.steps):
             rows = self.make(pa.concat_tables(next(stream) for stream in mine))
-            part = dealt(rows.sizes(np.arange(len(rows))), 1, share.micro)
+            everything = np.arange(len(rows))
+            if share.micro == 1:
+                yield Positioned(position, [rows.batch(everything)])
+                continue
+            part = dealt(rows.sizes(everything), 1, share.micro)
             batches = [rows.batch(np.flatnonzero(part == number)) for number in range(part.max(initial=0) + 1)]
             yield Positioned(position, batches)
 
