@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from infra.config import Settings
+from train.configs import ModelConfig
 
 Count = Annotated[int, Field(ge=1)]
 OPERATIONAL = {
@@ -31,7 +32,7 @@ class TrainingSettings(Settings):
     accumulate: int = Field(1, ge=1)
     """Micro-batches that each worker's share is cut into; their gradients are added up before the step."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's step size at its highest."""
+    """AdamW's step size at its highest, and RowWiseAdagrad's (`sharded`)."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the step size goes on after the warm-up: it stays, or falls to 0 at the end of the last epoch."""
     warmup_steps: int = Field(0, ge=0)
@@ -46,6 +47,10 @@ class TrainingSettings(Settings):
     """Of matrix products: float32, TF32 (NVIDIA GPUs), or bfloat16 under autocast with float32 weights."""
     compile: bool = False
     """torch.compile the step; the first step of each stage takes minutes longer."""
+    sharded: bool = False
+    """Spread the item table's rows over the workers, for tables too large for one: each holds 1 / workers of them, and
+    only the rows that a step looks up travel and move. They are trained with row-wise Adagrad, without weight decay, at
+    the same step size; all else with AdamW. Needs `config.negatives`."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
     start: Literal["fresh", "champion"] = "fresh"
@@ -105,3 +110,25 @@ class TrainingSettings(Settings):
                 "workers without a row; raise batch_size or lower workers"
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_tables_only(self) -> TrainingSettings:
+        wrong = {"compile": self.compile, "ema": self.ema > 0, "start: champion": self.start == "champion"}
+        for name in (name for name, asked in wrong.items() if self.sharded and asked):
+            raise ValueError(f"{name} does not go with sharded, where a worker has a part of the table; give up one")
+        return self
+
+
+def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | None:
+    """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
+    if not training.sharded:
+        return None
+    negatives = getattr(config, "negatives", None)
+    if negatives is None:
+        return f"training.sharded: model {config.model} learns no item table; leave it false"
+    if negatives == 0:
+        return (
+            "training.sharded: config.negatives is 0, and the softmax over the whole catalogue needs the whole table; "
+            "set config.negatives (say 8192) or leave training.sharded false"
+        )
+    return None

@@ -86,8 +86,16 @@ class Streamed(Generic[B]):
         for position in range(start, self.steps):
             rows = self.make(pa.concat_tables(next(stream) for stream in mine))
             part = dealt(rows.sizes(np.arange(len(rows))), 1, share.micro)
-            batches = [rows.batch(np.flatnonzero(part == number)) for number in range(part.max(initial=0) + 1)]
+            # Where rows are few some are empty: every rank makes as many, for sharded tables are looked up together.
+            batches = [rows.batch(np.flatnonzero(part == number)) for number in range(share.micro)]
             yield Positioned(position, batches)
+
+    def parts(self) -> Iterator[Rows[B]]:
+        """This rank's share of the split, a row group at a time, as it lies there: for counting, not for training."""
+        for unit in self.units[self.share.rank :: self.share.world]:
+            with _readable(unit.path):
+                table = pq.ParquetFile(unit.path).read_row_group(unit.group, self.columns)
+            yield self.make(table)
 
     def _streams(self, epoch: int) -> list[list[Window]]:
         """Each stream's windows: units in the epoch's order, each to the stream that has fewest rows."""
