@@ -271,7 +271,7 @@ class Worker:
         if not any(place):
             self._begin()
             return attempt
-        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place))
+        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place), check=False)
         state = loaded.body.state
         if (state.config_hash, state.input_versions) != (self.job.config_hash, self.job.versions):
             raise TrainingError(f"{run}: holds a run of another configuration or other inputs; choose another run name")

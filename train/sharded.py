@@ -9,7 +9,8 @@ The loop scales a rank's loss so that DDP's MEAN over ranks is the global batch'
 arrive as a SUM, hence 1/W. The owner keeps them as a sparse gradient of its shard.
 
 On paper, V = 100 million items, D = 128, float32: the table has 51.2 GB, the accumulators of RowWiseAdagrad
-0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64, and nothing else that grows with V. A rank that looks up
+0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64; of what else a run holds only the 8 V bytes of the negatives'
+proposal (0.8 GB) grow with V. A rank that looks up
 U distinct ids in a step sends at most 8U bytes of ids and 4DU of gradients, and receives 4DU of rows:
 1032 U; it serves others as much. With U = 34,000 (512 sequences of 50 and 8,192 negatives) that is 35 MB,
 of which 7/8 cross between 8 ranks, 63/64 between 64. DDP would reduce a dense gradient of 51.2 GB.
