@@ -138,7 +138,7 @@ class Worker:
         assert self.job.catalogue is not None
         seed, rows, width = seed_of(self.settings.seed, _WEIGHTS), self.job.catalogue, self.job.model.width
         table = ShardedTable(rows, width, self.rank, self.world, EMBEDDING_STD, seed).to(self.device)
-        return ItemShard(table, self.settings.learning_rate)
+        return ItemShard(table, self.settings.table_learning_rate)
 
     def _proposal(self) -> Proposal:
         """Negatives after how often each item is predicted in the training split; every rank counts its share."""

@@ -32,7 +32,7 @@ class TrainingSettings(Settings):
     accumulate: int = Field(1, ge=1)
     """Micro-batches that each worker's share is cut into; their gradients are added up before the step."""
     learning_rate: float = Field(1e-3, gt=0)
-    """AdamW's step size at its highest, and RowWiseAdagrad's (`sharded`)."""
+    """AdamW's step size at its highest."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the step size goes on after the warm-up: it stays, or falls to 0 at the end of the last epoch."""
     warmup_steps: int = Field(0, ge=0)
@@ -49,8 +49,11 @@ class TrainingSettings(Settings):
     """torch.compile the step; the first step of each stage takes minutes longer."""
     sharded: bool = False
     """Spread the item table's rows over the workers, for tables too large for one: each holds 1 / workers of them, and
-    only the rows that a step looks up travel and move. They are trained with row-wise Adagrad, without weight decay, at
-    the same step size; all else with AdamW. Needs `config.negatives`."""
+    only the rows that a step looks up travel and move. They are trained with row-wise Adagrad, without weight decay;
+    all else with AdamW. Needs `config.negatives`."""
+    table_learning_rate: float = Field(0.1, gt=0)
+    """Row-wise Adagrad's step size at its highest, for a `sharded` table; it follows the same schedule. Much larger
+    than AdamW's, for Adagrad divides it by the root of the sum of a row's squared gradients, not of their mean."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
     start: Literal["fresh", "champion"] = "fresh"

@@ -113,9 +113,8 @@ class Stepper:
     ) -> Stepped:
         """One step on all ranks. TrainingError on all ranks, and no change, if the loss or gradient is not finite."""
         counts, raised = self._agreed([batch.counts for batch in batches], notices)
-        optimizers = [self.optimizer] if self.sparse is None else [self.optimizer, self.sparse]
-        for optimizer in optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in (*self.trained, *self.shards):
+            parameter.grad = None
         loss, parts = torch.zeros((), device=raised.device), dict[str, Tensor]()
         for number, batch in enumerate(batches):
             with self._no_exchange(number < len(batches) - 1):
@@ -129,10 +128,7 @@ class Stepper:
         norm_size, mean, *rest = torch.cat([norm.double()[None], told, raised]).tolist()  # the one wait for the device
         self._require_finite(mean, "loss")
         self._require_finite(norm_size, "gradient norm")
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.step()
+        self._move(learning_rate)
         means = dict(zip(parts, rest, strict=False))
         return Stepped(mean, means, [flag > 0 for flag in rest[len(parts) :]])
 
@@ -152,6 +148,16 @@ class Stepper:
         torch.set_rng_state(states[0])
         generator.set_state(states[1])
         return int(counter.get_total_flops())
+
+    def _move(self, learning_rate: float) -> None:
+        """One step of each optimizer, the sparse one at the same share of its highest step size."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        if self.sparse is not None:
+            for group in self.sparse.param_groups:
+                group["lr"] = learning_rate / self.settings.learning_rate * self.settings.table_learning_rate
+            self.sparse.step()
 
     def _clipped(self, limit: float) -> Tensor:
         """The norm of the whole gradient, which is then at most `limit`."""
