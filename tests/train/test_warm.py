@@ -255,7 +255,7 @@ class TestInTheWorker:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))
-    monkeypatch.setattr(trainer, "_require_resources", lambda settings: False)
+    monkeypatch.setattr(trainer, "require_resources", lambda settings: False)
 
 
 def forbidden(*_: object) -> None:
