@@ -22,7 +22,7 @@ from infra.config import Settings, load
 from infra.errors import ConfigError
 from infra.spark import SparkSettings
 from train.configs import ModelConfig, RankingConfig, SequenceConfig
-from train.settings import TrainingSettings
+from train.settings import TrainingSettings, sharding_problem
 from train.space import SearchSettings, described, put
 
 
@@ -35,6 +35,12 @@ class _ModelRun(Settings):
     training: TrainingSettings = TrainingSettings()
     search: SearchSettings | None = None
     """Which of its settings to choose by validation, and from what; null = as they stand."""
+
+    @model_validator(mode="after")
+    def _a_table_it_can_share(self) -> Self:
+        if problem := sharding_problem(self.config, self.training):
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _a_search_it_can_have(self) -> Self:

@@ -40,6 +40,7 @@ from train.checkpoint import (
     write_tensors,
 )
 from train.configs import ModelConfig, RankingConfig, SequenceConfig
+from train.item_table import ItemTable
 from train.models import build_ranking, build_sequence
 from train.protocol import FieldSpec
 
@@ -74,14 +75,16 @@ class Loaded:
     """The manifest: file name -> size and sha256."""
 
 
-def build(config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec]) -> nn.Module:
-    """The freshly initialised model; the one place that tells the two kinds apart."""
+def build(
+    config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec], items: ItemTable | None = None
+) -> nn.Module:
+    """The freshly initialised model, on the table `items` if given; the one place that tells the two kinds apart."""
     if config.kind == "ranking":
         model: Any = build_ranking(config, fields)
     elif catalogue is None:
         raise ConfigError(f"model {config.model}: a sequence model needs the size of the catalogue")
     else:
-        model = build_sequence(config, catalogue)
+        model = build_sequence(config, catalogue, items)
     return model
 
 

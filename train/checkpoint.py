@@ -1,7 +1,7 @@
 """Checkpoints: a directory that is complete or does not exist. Tensors in safetensors, the rest in JSON.
 
-Every rank writes its random state, all wait, rank 0 writes the rest and, last, MANIFEST.json with the
-size and SHA-256 of every file. A directory without a manifest is what a killed run left behind.
+Every rank writes its random state, and its rows of a sharded item table; all wait; rank 0 writes the rest and, last,
+MANIFEST.json with the size and SHA-256 of every file. A directory without a manifest is what a killed run left behind.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ FORMAT_VERSION = 2
 _JSON_LIMIT = 64 * 2**20
 _DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHARD = "shard-{:05d}.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +64,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Body:
-    """What rank 0 alone writes: the same on every rank."""
+    """What rank 0 alone writes: the same on every rank, so nothing of a sharded table."""
 
     state: TrainState
     model: dict[str, Tensor]
@@ -81,12 +82,23 @@ class Checkpoint:
 
     body: Body
     rng: tuple[dict[str, Tensor], ...]
+    shards: tuple[Path, ...] = ()
+    """Each rank's file of a sharded item table (train.item_table.ItemShard), to be read row by row."""
 
 
-def save(path: Path, rank: int, rng: Mapping[str, Tensor], body: Body | None, barrier: Callable[[], None]) -> None:
-    """Write a checkpoint from all ranks (each calls this); only rank 0 passes a body."""
+def save(
+    path: Path,
+    rank: int,
+    rng: Mapping[str, Tensor],
+    body: Body | None,
+    barrier: Callable[[], None],
+    shard: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a checkpoint from all ranks (each calls this); only rank 0 passes a body, all or none a shard."""
     path.mkdir(parents=True, exist_ok=True)
     write_tensors(path / f"rng-{rank:05d}.safetensors", rng)
+    if shard is not None:
+        write_tensors(path / _SHARD.format(rank), shard)
     barrier()
     if body is not None:
         write_tensors(path / "model.safetensors", body.model)
@@ -99,9 +111,12 @@ def save(path: Path, rank: int, rng: Mapping[str, Tensor], body: Body | None, ba
     barrier()
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint after checking its manifest; ArtifactError names the file that is wrong."""
-    names = verify(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
+def load(path: Path, check: bool = True) -> Checkpoint:
+    """Read a checkpoint after checking it against its manifest; ArtifactError names the file that is wrong.
+
+    `check=False`: another rank has compared every file, and of a sharded table all files together may be large.
+    """
+    names = (verify if check else read_manifest)(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
     raw = read_json(path / "state.json")
     optimizer_scalars = raw.pop("optimizer", None)
     if set(raw) != {f.name for f in fields(TrainState)} or not isinstance(optimizer_scalars, dict):
@@ -115,7 +130,11 @@ def load(path: Path) -> Checkpoint:
         best=read_tensors(path / "best.safetensors") if "best.safetensors" in names else None,
         average=read_tensors(path / "average.safetensors") if "average.safetensors" in names else None,
     )
-    return Checkpoint(body, tuple(read_tensors(path / f"rng-{r:05d}.safetensors") for r in range(state.world)))
+    shards = [_SHARD.format(r) for r in range(state.world)] if _SHARD.format(0) in names else []
+    for name in sorted(set(shards) - set(names)):
+        raise ArtifactError(f"{path / name}: not in the manifest")
+    rng = tuple(read_tensors(path / f"rng-{r:05d}.safetensors") for r in range(state.world))
+    return Checkpoint(body, rng, tuple(path / name for name in shards))
 
 
 def directory_name(epoch: int, position: int, attempt: int) -> str:
@@ -263,8 +282,15 @@ def file_digest(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, on disk when this returns. Tensors that share memory are written apart."""
-    save_file({k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}, path)
+    """A safetensors file, on disk when this returns. Tensors that share memory are written apart; only they are copied,
+    and those that are not on the CPU."""
+    apart: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        apart[name] = tensor.clone() if tensor.untyped_storage().data_ptr() in taken else tensor
+        taken.add(tensor.untyped_storage().data_ptr())
+    save_file(apart, path)
     sync(path)
 
 

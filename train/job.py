@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from infra.config import digest
@@ -23,11 +24,12 @@ from train.maps import default_cache, mapped
 from train.protocol import FieldSpec
 from train.ranking_data import RankingData, read_fields, training_columns
 from train.sequence_data import TRAINING_COLUMNS, SequenceData
-from train.settings import TrainingSettings
+from train.settings import TrainingSettings, sharding_problem
 from train.streaming import Streamed, Unit, units_of
 from train.validation import Data
 
 _GIB = 2**30
+_BLOCK = 2**22  # values counted at once
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,14 @@ class Job:
     config_hash: str
     initial: str | None = None
     """Artifact whose weights the run starts from; None = fresh ones."""
+
+    def __post_init__(self) -> None:
+        """TrainingError for a model whose table cannot be sharded as its settings ask."""
+        problem = sharding_problem(self.model, self.training)
+        if self.training.sharded and self.initial is not None:
+            problem = "training.start: champion does not go with sharded; set it to fresh"
+        if problem:
+            raise TrainingError(problem)
 
     def to_config(self) -> dict[str, Any]:
         """JSON values only."""
@@ -76,6 +86,8 @@ class Splits:
     fields: tuple[FieldSpec, ...]
     rows: int
     """Of the training split."""
+    predicted: Callable[[], Iterator[NDArray[Any]]] = lambda: iter(())
+    """This rank's share of what the sequences of the training split have to predict, 0 where nothing; to be counted."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +117,27 @@ def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
 
         valid = resident("valid")
         if units := _streamed(job, source.columns):
-            loader: Loader[Any] = Streamed(
+            stream: Streamed[Any] = Streamed(
                 units, source.columns, source.from_table, share, settings.streams, settings.window
             )
-            yield Splits(loader, valid, source.fields, sum(unit.rows for unit in units))
+            rows = sum(unit.rows for unit in units)
+            yield Splits(stream, valid, source.fields, rows, lambda: (_predicted(part) for part in stream.parts()))
         else:
             train = resident("train")
-            yield Splits(Resident(train, share), valid, source.fields, len(train))
+            yield Splits(Resident(train, share), valid, source.fields, len(train), lambda: _share(train, rank, world))
+
+
+def _predicted(data: Any) -> NDArray[Any]:
+    assert isinstance(data, SequenceData)
+    return data.next_items.values
+
+
+def _share(data: Data, rank: int, world: int) -> Iterator[NDArray[Any]]:
+    """A rank's part of what memory maps have to predict, in blocks."""
+    values = _predicted(data)
+    end = (rank + 1) * len(values) // world
+    for start in range(rank * len(values) // world, end, _BLOCK):
+        yield values[start : min(start + _BLOCK, end)]
 
 
 def _streamed(job: Job, columns: list[str]) -> list[Unit]:

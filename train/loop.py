@@ -21,10 +21,16 @@ from infra.errors import TrainingError
 from train import checkpoint
 from train.artifact import build
 from train.checkpoint import Body, TrainState
+from train.configs import TransformerShape
+from train.item_table import ItemModel, ItemShard, counted, dense_state, load_dense_state
 from train.job import Job, Splits, opened
+from train.layers import EMBEDDING_STD
 from train.loader import prefetched
 from train.protocol import Stage, to_device
 from train.randomness import seed_of
+from train.ranks import sum_over_ranks
+from train.sampled_softmax import Proposal
+from train.sharded import ShardedTable
 from train.stages import stages_of
 from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate
 from train.throughput import Meter, matmul_rate
@@ -92,8 +98,13 @@ class Worker:
         """`leaving` says whether this rank's node is about to go."""
         self.job, self.splits, self.rank, self.world, self.device = job, splits, rank, world, device
         self.settings, self.leaving = job.training, leaving
+        self.saving = dist.new_group(backend="gloo", timeout=_SAVING_TIMEOUT) if dist.is_initialized() else None
+        self.shard = self._fresh_shard() if self.settings.sharded else None
         torch.manual_seed(seed_of(self.settings.seed, _WEIGHTS))
-        self.model = build(job.model, job.catalogue, splits.fields).to(device)
+        items = self.shard.table if self.shard else None
+        self.model = build(job.model, job.catalogue, splits.fields, items).to(device)
+        if isinstance(self.model, ItemModel) and self.model.negatives:
+            self.model.proposal = self._proposal()
         self.trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self.stages = stages_of(self.model, self.settings.epochs)
         self.average = MovingAverage(self.model, self.settings.ema) if self.settings.ema else None
@@ -106,7 +117,6 @@ class Worker:
         self.best: dict[str, Tensor] | None = None
         self.stepper: Stepper | None = None
         self.meter = Meter(device, matmul_rate(device, self.settings.precision))
-        self.saving = dist.new_group(backend="gloo", timeout=_SAVING_TIMEOUT) if dist.is_initialized() else None
         self.saved = time.monotonic()
 
     def run(self, report: Report) -> None:
@@ -120,13 +130,31 @@ class Worker:
             due |= self.state.finished or self.state.epoch % self.settings.checkpoint_every == 0
             report(metrics, self._save() if due else None)
 
+    # What a large catalogue needs.
+
+    def _fresh_shard(self) -> ItemShard:
+        """This rank's rows of the item table."""
+        assert isinstance(self.job.model, TransformerShape)
+        assert self.job.catalogue is not None
+        seed, rows, width = seed_of(self.settings.seed, _WEIGHTS), self.job.catalogue, self.job.model.width
+        table = ShardedTable(rows, width, self.rank, self.world, EMBEDDING_STD, seed).to(self.device)
+        return ItemShard(table, self.settings.table_learning_rate)
+
+    def _proposal(self) -> Proposal:
+        """Negatives after how often each item is predicted in the training split; every rank counts its share."""
+        assert self.job.catalogue is not None
+        counts_V = counted(self.splits.predicted(), self.job.catalogue)
+        self._barrier()  # reading may take one rank longer than a step's patience
+        return Proposal(sum_over_ranks(counts_V.to(self.device)))
+
     # Stages and steps.
 
     def _enter(self, stage: Stage) -> None:
         """Freeze what the stage freezes; of the other parameters AdamW keeps what it knows."""
         known = self.stepper.optimizer.state if self.stepper is not None else {}
         self.stepper = None  # the previous wrapper's hooks must be gone before the next one sets its own
-        self.stepper = Stepper(self.model, stage, self.trainable, self.settings, self.world, known)
+        sparse = self.shard.optimizer if self.shard else None
+        self.stepper = Stepper(self.model, stage, self.trainable, self.settings, self.world, known, sparse)
         self.meter.flops_per_token = 0.0
         self._advance(stage=stage.name)
 
@@ -202,6 +230,8 @@ class Worker:
                 if best is None or better(name, value, best):
                     self._advance(best_metric=value, best_epoch=self.state.epoch, bad_validations=0)
                     self.best = _weights(self.model) if self.rank == 0 else None
+                    if self.shard:
+                        self.shard.keep_best()
                 else:
                     bad = self.state.bad_validations + 1
                     out_of_patience = 0 < self.settings.patience <= bad
@@ -216,13 +246,14 @@ class Worker:
         state = self.state
         path = Path(self.job.run) / checkpoint.directory_name(state.epoch, state.position, self.attempt)
         body = None
+        average = self.average.average if self.average else None
+        is_best = average is None and (state.best_epoch, 0) == (state.epoch, state.position)
         if self.rank == 0:
             tensors, scalars = checkpoint.optimizer_state(self.stepper.optimizer, self.stepper.names)
-            average = self.average.average if self.average else None
-            is_best = average is None and (state.best_epoch, 0) == (state.epoch, state.position)
             best = None if is_best else self.best
-            body = Body(state, dict(self.model.state_dict()), tensors, scalars, best, average)
-        checkpoint.save(path, self.rank, self._rng(), body, self._barrier)
+            body = Body(state, dense_state(self.model), tensors, scalars, best, average)
+        shard = self.shard.state(with_best=not is_best) if self.shard else None
+        checkpoint.save(path, self.rank, self._rng(), body, self._barrier, shard)
         if self.rank == 0:
             checkpoint.retain(path.parent, self.settings.keep_checkpoints)
         self.saved = time.monotonic()
@@ -240,17 +271,20 @@ class Worker:
         if not any(place):
             self._begin()
             return attempt
-        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place))
+        loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place), check=False)
         state = loaded.body.state
         if (state.config_hash, state.input_versions) != (self.job.config_hash, self.job.versions):
             raise TrainingError(f"{run}: holds a run of another configuration or other inputs; choose another run name")
         if state.stage not in {s.name for s in self.stages}:
             raise TrainingError(f"{run}: its checkpoint is of stage {state.stage!r}, which this model does not have")
-        self.model.load_state_dict(loaded.body.model)
+        load_dense_state(self.model, loaded.body.model, self.shard.table.weight if self.shard else None)
         self._enter(next(s for s in self.stages if s.name == state.stage))
         assert self.stepper is not None
         body = loaded.body
         checkpoint.restore_optimizer(self.stepper.optimizer, self.stepper.names, body.optimizer, body.optimizer_scalars)
+        if self.shard:
+            self.shard.restore(loaded.shards, best=state.best_epoch > 0, other_best=body.best is not None)
+            self._barrier()  # reading may take one rank longer than a step's patience
         if self.average is not None and body.average is not None:
             self.average.average = {name: tensor.to(self.device) for name, tensor in body.average.items()}
         self.state = state
@@ -309,7 +343,7 @@ class Worker:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in dense_state(model).items()}
 
 
 def _place(found: tuple[Path, Any] | None) -> list[int]:

@@ -6,6 +6,7 @@ Shapes: N positions (any leading shape, flattened), D width, V rows of the table
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -75,14 +76,20 @@ def sampled_cross_entropy_sum(
     return losses_N.masked_fill(~valid_N, 0).sum(), valid_N.sum().to(losses_N.dtype)
 
 
+@torch.compiler.disable
 def table_sampled_cross_entropy_sum(
-    x_ND: Tensor, e_VD: Tensor, targets_N: Tensor, proposal: Proposal, k: int, generator: torch.Generator
+    x_ND: Tensor,
+    table: Callable[[Tensor], Tensor],
+    targets_N: Tensor,
+    proposal: Proposal,
+    k: int,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """`sampled_cross_entropy_sum` with `k` negatives of `proposal` from a table at hand."""
+    """`sampled_cross_entropy_sum` with `k` negatives of `proposal` from a table, which gives e_*D for index_*."""
     x_ND, targets_N, negatives_K = x_ND.flatten(0, -2), targets_N.flatten(), proposal.draw(k, generator)
     indices = torch.cat([targets_N, negatives_K])
-    # One look-up, for each makes a gradient of the whole table.
+    # One look-up, for each makes a gradient of the whole table, or of a sharded one an exchange.
     (target_e_ND, negative_e_KD), (log_q_N, log_q_K) = (
-        t.split([len(targets_N), k]) for t in (F.embedding(indices, e_VD), proposal.log_q(indices))
+        t.split([len(targets_N), k]) for t in (table(indices), proposal.log_q(indices))
     )
     return sampled_cross_entropy_sum(x_ND, target_e_ND, negative_e_KD, targets_N, negatives_K, log_q_N, log_q_K)

@@ -214,8 +214,8 @@ def _forwarder(progress: Progress, count: int) -> Any:
 def _trial(values: dict[str, Any], job: Job, end: Mapping[str, Any]) -> Trial:
     """The row of a trial. Without an `end` it had finished before."""
     run, state = Path(job.run).name, end.get("state", "finished")
-    if state == "finished" and (body := finished(job)) is not None:
-        return Trial(values, run, state, body.state.best_metric, body.state.epoch)
+    if state == "finished" and (final := finished(job)) is not None:
+        return Trial(values, run, state, final.body.state.best_metric, final.body.state.epoch)
     last: dict[str, Any] = next(reversed(_validations(job)), {})
     metric, epochs = last.get(METRICS[job.model.kind]), last.get("epoch", 0)
     if state == "stopped":

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from infra.config import Settings
+from train.configs import ModelConfig
 
 Count = Annotated[int, Field(ge=1)]
 OPERATIONAL = {
@@ -46,6 +47,13 @@ class TrainingSettings(Settings):
     """Of matrix products: float32, TF32 (NVIDIA GPUs), or bfloat16 under autocast with float32 weights."""
     compile: bool = False
     """torch.compile the step; the first step of each stage takes minutes longer."""
+    sharded: bool = False
+    """Spread the item table's rows over the workers, for tables too large for one: each holds 1 / workers of them, and
+    only the rows that a step looks up travel and move. They are trained with row-wise Adagrad, without weight decay;
+    all else with AdamW. Needs `config.negatives`."""
+    table_learning_rate: float = Field(0.1, gt=0)
+    """Row-wise Adagrad's step size at its highest, for a `sharded` table; it follows the same schedule. Much larger
+    than AdamW's, for Adagrad divides it by the root of the sum of a row's squared gradients, not of their mean."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of weights, data order, time steps, noise and dropout."""
     start: Literal["fresh", "champion"] = "fresh"
@@ -105,3 +113,25 @@ class TrainingSettings(Settings):
                 "workers without a row; raise batch_size or lower workers"
             )
         return self
+
+    @model_validator(mode="after")
+    def _whole_tables_only(self) -> TrainingSettings:
+        wrong = {"compile": self.compile, "ema": self.ema > 0, "start: champion": self.start == "champion"}
+        for name in (name for name, asked in wrong.items() if self.sharded and asked):
+            raise ValueError(f"{name} does not go with sharded, where a worker has a part of the table; give up one")
+        return self
+
+
+def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | None:
+    """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
+    if not training.sharded:
+        return None
+    negatives = getattr(config, "negatives", None)
+    if negatives is None:
+        return f"training.sharded: model {config.model} learns no item table; leave it false"
+    if negatives == 0:
+        return (
+            "training.sharded: config.negatives is 0, and the softmax over the whole catalogue needs the whole table; "
+            "set config.negatives (say 8192) or leave training.sharded false"
+        )
+    return None

@@ -9,7 +9,8 @@ The loop scales a rank's loss so that DDP's MEAN over ranks is the global batch'
 arrive as a SUM, hence 1/W. The owner keeps them as a sparse gradient of its shard.
 
 On paper, V = 100 million items, D = 128, float32: the table has 51.2 GB, the accumulators of RowWiseAdagrad
-0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64, and nothing else that grows with V. A rank that looks up
+0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64; of what else a run holds only the 8 V bytes of the negatives'
+proposal (0.8 GB) grow with V. A rank that looks up
 U distinct ids in a step sends at most 8U bytes of ids and 4DU of gradients, and receives 4DU of rows:
 1032 U; it serves others as much. With U = 34,000 (512 sequences of 50 and 8,192 negatives) that is 35 MB,
 of which 7/8 cross between 8 ranks, 63/64 between 64. DDP would reduce a dense gradient of 51.2 GB.
@@ -19,14 +20,13 @@ CPU (1.8, fbgemm-gpu-cpu 1.8; not 1.9), but its row-wise tables are updated insi
 gradient of all ranks can be clipped or refused.
 
 Shapes: V rows of the table, S = ⌈(V − r) / W⌉ rows of a shard, D width, * any shape of indices, N indices,
-U distinct ones, M rows asked of this rank, W ranks (`world`), r this rank; B this rank's users, A those of all
-ranks, R vectors per user, C rows of one chunk, H history.
+U distinct ones, M rows asked of this rank, W ranks (`world`), r this rank.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,7 @@ from torch.nn import functional as F
 from infra.errors import ArtifactError, TrainingError
 from infra.tables import FIRST_INDEX, PADDING
 from train.randomness import seed_of
-from train.ranking import MISS, SCORES_AT_ONCE
 from train.rowwise_adagrad import ACCUMULATOR, RowWiseAdagrad
-
-#: (index_C, whether each is a candidate, s_AC) of one chunk of a shard.
-Scores = tuple[Tensor, Tensor, Tensor]
 
 #: (old rank, tensor's name, start, stop) -> rows.
 ReadRows = Callable[[int, str, int, int], Tensor]
@@ -147,21 +143,26 @@ def _all_to_all(x: Tensor, send: list[int], receive: list[int]) -> Tensor:
     world = len(send)
     if world == 1:
         return x
-    _require_group(world)
+    require_group(world)
     out = x.new_empty(sum(receive), *x.shape[1:])
     dist.all_to_all_single(out, x.contiguous(), receive, send, group=_exchange_group(dist.group.WORLD))
     return out
 
 
-def _require_group(world: int) -> None:
+def require_group(world: int) -> None:
+    """TrainingError unless the process group has this many ranks."""
     if not dist.is_initialized() or dist.get_world_size() != world:
         raise TrainingError(f"a table sharded over {world} ranks needs a process group of {world}; start one first")
 
 
 @cache
 def _exchange_group(default: Any) -> Any:
-    """A process group for exchanges alone: in backward they may meet DDP's reductions in another order on each rank."""
-    return dist.new_group()
+    """A process group for exchanges alone: in backward they may meet DDP's reductions in another order on each rank.
+
+    It gives up a silent rank as soon as the default group does, which a new group does not by itself.
+    """
+    device = torch.device("cuda" if dist.get_backend() == dist.Backend.NCCL else "cpu")
+    return dist.new_group(timeout=default._get_backend(device).options._timeout)
 
 
 def _initial_shard(rows: int, width: int, rank: int, world: int, std: float, seed: int) -> Tensor:
@@ -184,106 +185,6 @@ def _initial_shard(rows: int, width: int, rank: int, world: int, std: float, see
     return e_SD
 
 
-# Exact ranking.
-
-
-@torch.no_grad()
-def sharded_target_ranks(
-    u_BRD: Tensor,
-    table: ShardedTable,
-    target_B: Tensor,
-    history_BH: Tensor | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """rank_B of this rank's users, as train.ranking.target_ranks on the whole table. A collective; B may be 0.
-
-    All users go to all ranks, each counts the rivals in its shard, the counts are added up. Scores may differ
-    from those of the dense function in the last bit, as its own do from one chunk size to another.
-    """
-    world = table.world
-    if history_BH is None:
-        history_BH = target_B.new_zeros(len(target_B), 0)
-    most, longest = _largest_shape(history_BH, world)
-    history_AH = _gather(F.pad(history_BH, (0, longest - history_BH.shape[1])), most, world)
-    u_ARD, target_A = _gather(u_BRD.float(), most, world), _gather(target_B, most, world)
-    # One shape for every product on every rank, so that equal rows have equal scores wherever they lie.
-    chunk = chunk or SCORES_AT_ONCE // max(1, u_ARD.shape[0] * u_ARD.shape[1])
-    chunk = max(1, min(chunk, table.rows // world))
-    own_A = _sum(_own_scores(_scores(u_ARD, table, chunk), target_A, world), world)
-    count_2A = _sum(_rivals(_scores(u_ARD, table, chunk), own_A, target_A, history_AH, world), world)
-    known_A = (target_A >= FIRST_INDEX) & (target_A < table.rows)
-    rank_A = torch.where(known_A, 1 + torch.where(own_A.isnan(), count_2A[1], count_2A[0]), MISS)
-    return rank_A[table.rank * most :][: len(target_B)]
-
-
-def _scores(u_ARD: Tensor, table: ShardedTable, chunk: int) -> Iterator[Scores]:
-    """The shard by chunks of one size: the last begins early, and its rows that had their turn are no candidates."""
-    u_RAD = u_ARD.transpose(0, 1)
-    for start in range(0, len(table.weight), chunk):
-        first = min(start, len(table.weight) - chunk)
-        row_C = torch.arange(first, first + chunk, device=u_ARD.device)
-        index_C = row_C * table.world + table.rank
-        s_AC = (u_RAD @ table.weight[first : first + chunk].float().T).amax(dim=0)
-        yield index_C, (row_C >= start) & (index_C >= FIRST_INDEX), s_AC
-
-
-def _own_scores(scores: Iterable[Scores], target_A: Tensor, world: int) -> Tensor:
-    """own_A: the target's score where it lies in this shard, else 0."""
-    own_A = torch.zeros(target_A.shape, device=target_A.device)
-    for index_C, candidate_C, s_AC in scores:
-        column_A = _columns(target_A, index_C, world)
-        some_A = column_A.clamp(max=len(index_C) - 1)
-        here_A = (column_A < len(index_C)) & candidate_C[some_A]
-        own_A = torch.where(here_A, s_AC.gather(1, some_A[:, None])[:, 0], own_A)
-    return own_A
-
-
-def _rivals(scores: Iterable[Scores], own_A: Tensor, target_A: Tensor, history_AH: Tensor, world: int) -> Tensor:
-    """(rivals of this shard that beat the target, rivals), each (A,)."""
-    count_2A = torch.zeros(2, len(target_A), dtype=torch.int64, device=target_A.device)
-    for index_C, candidate_C, s_AC in scores:
-        removed_AC = torch.zeros(len(s_AC), len(index_C) + 1, dtype=torch.bool, device=s_AC.device)
-        removed_AC = removed_AC.scatter_(1, _columns(history_AH, index_C, world), True)[:, :-1]
-        rival_AC = candidate_C & ~removed_AC & (index_C != target_A[:, None])
-        tied_AC = s_AC == own_A[:, None]
-        beats_AC = (s_AC > own_A[:, None]) | (tied_AC & (index_C < target_A[:, None]))
-        count_2A += torch.stack([(beats_AC & rival_AC).sum(dim=1), rival_AC.sum(dim=1)])
-    return count_2A
-
-
-def _columns(index: Tensor, index_C: Tensor, world: int) -> Tensor:
-    """Where indices stand in a chunk; C, one beyond it, for those that do not."""
-    offset = index - index_C[0]
-    inside = (offset % world == 0) & (offset >= 0) & (offset < len(index_C) * world)
-    return torch.where(inside, offset // world, len(index_C))
-
-
-def _largest_shape(history_BH: Tensor, world: int) -> list[int]:
-    """The largest B and H of all ranks."""
-    shape = torch.tensor(history_BH.shape, device=history_BH.device)
-    if world > 1:
-        _require_group(world)
-        dist.all_reduce(shape, dist.ReduceOp.MAX)
-    return shape.tolist()
-
-
-def _gather(x_B: Tensor, most: int, world: int) -> Tensor:
-    """x_A: the rows of all ranks, `most` of each, filled up with zeros (target 0 has no rank)."""
-    mine = x_B.new_zeros(most, *x_B.shape[1:])
-    mine[: len(x_B)] = x_B
-    if world == 1:
-        return mine
-    everyone = x_B.new_empty(world * most, *x_B.shape[1:])
-    dist.all_gather_into_tensor(everyone, mine)
-    return everyone
-
-
-def _sum(x: Tensor, world: int) -> Tensor:
-    if world > 1:
-        dist.all_reduce(x)
-    return x
-
-
 # Checkpoints.
 
 
@@ -296,37 +197,45 @@ def shard_state(table: ShardedTable, optimizer: RowWiseAdagrad | None = None) ->
     return state if optimizer is None else {**state, ACCUMULATOR: optimizer.accumulator(table.weight)}
 
 
-@torch.no_grad()
 def load_shard(table: ShardedTable, optimizer: RowWiseAdagrad | None, read: ReadRows) -> None:
-    """Fill the shard (and accumulators) from what `shard_state` gave on any number of ranks.
-
-    `read(rank, name, start, stop)` gives rows of a tensor of an old rank, as `reader` does. Rows come in
-    blocks: never more than this rank's shard and one block is held.
-    """
+    """Fill the shard (and accumulators) from what `shard_state` gave on any number of ranks; see `load_rows`."""
     targets = shard_state(table, optimizer)
     targets.pop("layout")
+    load_rows(targets, read, table.rows, table.rank, table.world)
+
+
+@torch.no_grad()
+def load_rows(targets: Mapping[str, Tensor], read: ReadRows, rows: int, rank: int = 0, world: int = 1) -> None:
+    """Fill the `targets` of one rank of `world`, of all `rows` if it is the only one, from the files of any number.
+
+    `read(rank, name, start, stop)` gives rows of a tensor of an old rank, as `reader` does. Rows come in
+    blocks: beside the targets one block is held. ArtifactError when the files are not those of such a table.
+    """
     old_world = int(read(0, "layout", 0, 3)[2])
     for old in range(old_world):
-        if (layout := read(old, "layout", 0, 3).tolist()) != [table.rows, old, old_world]:
+        if (layout := read(old, "layout", 0, 3).tolist()) != [rows, old, old_world]:
             raise ArtifactError(
                 f"file {old} of a sharded table says (rows, rank, ranks) = {tuple(layout)}, expected "
-                f"{(table.rows, old, old_world)}; give the files of one checkpoint of this table, in order of rank"
+                f"{(rows, old, old_world)}; give the files of one checkpoint of this table, in order of rank"
             )
     for old in range(old_world):
         for name, target in targets.items():
-            _fill(table, target, old, old_world, partial(read, old, name))
+            _fill(target, (rows, rank, world), old, old_world, partial(read, old, name))
 
 
-def _fill(table: ShardedTable, target: Tensor, old: int, old_world: int, read: Callable[[int, int], Tensor]) -> None:
-    """Copy the rows that rank `old` of `old_world` had and this rank has.
+def _fill(
+    target: Tensor, layout: tuple[int, int, int], old: int, old_world: int, read: Callable[[int, int], Tensor]
+) -> None:
+    """Copy the rows that rank `old` of `old_world` had and this rank of `layout` has.
 
     They are every lcm-th row i from the first with i mod old_world = old and i mod world = rank: equally
     spaced, by `stride` in the old shard and by `step` in the new one.
     """
-    common = math.lcm(old_world, table.world)
-    first = next((i for i in range(old, common, old_world) if i % table.world == table.rank), table.rows)
-    count = len(range(first, table.rows, common))
-    stride, step = common // old_world, common // table.world
+    all_rows, rank, world = layout
+    common = math.lcm(old_world, world)
+    first = next((i for i in range(old, common, old_world) if i % world == rank), all_rows)
+    count = len(range(first, all_rows, common))
+    stride, step = common // old_world, common // world
     per_read = max(1, _ROWS_PER_READ // stride)
     for start in range(0, count, per_read):
         number = min(per_read, count - start)
@@ -337,7 +246,7 @@ def _fill(table: ShardedTable, target: Tensor, old: int, old_world: int, read: C
                 f"file {old} of a sharded table: read shape {tuple(rows.shape)} at row {begin} for "
                 f"{(length, *target.shape[1:])}; the file is of a table of another width, or cut short"
             )
-        place = first // table.world + start * step
+        place = first // world + start * step
         target[place : place + (number - 1) * step + 1 : step] = rows[::stride].to(target.device)
 
 

@@ -1,5 +1,8 @@
 """One optimizer step: forward and backward over micro-batches, the guard, clipping, AdamW, the moving average.
 
+A sharded item table (train.sharded) has an optimizer of its own, row-wise Adagrad; norm and clipping are of the whole
+gradient, of dense weights and all ranks' rows.
+
 A loss is a sum of terms, each a mean over what the GLOBAL batch holds (train.protocol.Term). The counts are added up
 over ranks and micro-batches before the first backward pass, so that the gradient is that of the global batch,
 however it is cut.
@@ -21,7 +24,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from infra.errors import TrainingError
 from train.protocol import Stage
 from train.ranks import sum_over_ranks
+from train.rowwise_adagrad import RowWiseAdagrad, clip_whole_gradient
 from train.settings import TrainingSettings
+from train.sharded import sharded_tables
 
 _EMA_WARMUP = 10
 _ALSO_COUNTED = {  # torch's list lacks these two; they are told shapes
@@ -73,14 +78,18 @@ class Stepper:
         settings: TrainingSettings,
         world: int,
         known: Mapping[Tensor, Any],
+        sparse: RowWiseAdagrad | None = None,
     ) -> None:
-        """`known`: what an earlier stage's optimizer knows of the parameters that go on being trained."""
-        self.settings, self.stage, self.world = settings, stage, world
+        """`known`: what an earlier stage's optimizer knows of the parameters that go on being trained. `sparse`: the
+        optimizer of a sharded table, which goes from stage to stage as it is."""
+        self.settings, self.stage, self.world, self.sparse = settings, stage, world, sparse
         parameters = dict(model.named_parameters())
         for name, parameter in parameters.items():
             parameter.requires_grad_(name in trainable and not name.startswith(stage.frozen))
             parameter.grad = None
-        self.names = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        sharded = sharded_tables(model)
+        self.shards = [parameters[name] for name in sharded if parameters[name].requires_grad]
+        self.names = [name for name, p in parameters.items() if p.requires_grad and name not in sharded]
         self.trained = [parameters[name] for name in self.names]
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -91,6 +100,8 @@ class Stepper:
         self.plain = StageLoss(model, stage, settings.precision)
         self.module: nn.Module = self.plain
         if world > 1:
+            ignored = list(sharded_tables(self.plain))
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.plain, ignored)
             # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
             # run would add up gradients in another order than one that was never interrupted.
             self.module = DistributedDataParallel(self.module, find_unused_parameters=True)
@@ -102,7 +113,8 @@ class Stepper:
     ) -> Stepped:
         """One step on all ranks. TrainingError on all ranks, and no change, if the loss or gradient is not finite."""
         counts, raised = self._agreed([batch.counts for batch in batches], notices)
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in (*self.trained, *self.shards):
+            parameter.grad = None
         loss, parts = torch.zeros((), device=raised.device), dict[str, Tensor]()
         for number, batch in enumerate(batches):
             with self._no_exchange(number < len(batches) - 1):
@@ -111,14 +123,12 @@ class Stepper:
                 (share * self.world).backward()
             loss = loss + share.detach()
             parts = {name: parts.get(name, 0) + value for name, value in terms.items()}
-        norm = nn.utils.clip_grad_norm_(self.trained, self.settings.clip_norm or math.inf)
+        norm = self._clipped(self.settings.clip_norm or math.inf)
         told = sum_over_ranks(torch.stack([loss, *parts.values()]).double())
         norm_size, mean, *rest = torch.cat([norm.double()[None], told, raised]).tolist()  # the one wait for the device
         self._require_finite(mean, "loss")
         self._require_finite(norm_size, "gradient norm")
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        self._move(learning_rate)
         means = dict(zip(parts, rest, strict=False))
         return Stepped(mean, means, [flag > 0 for flag in rest[len(parts) :]])
 
@@ -131,13 +141,29 @@ class Stepper:
         states = torch.get_rng_state(), generator.get_state()
         with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             share, _ = self.plain(batch, batch.counts, generator)
-            torch.autograd.grad(share, self.trained, allow_unused=True)  # without the hooks of DDP
+            torch.autograd.grad(share, [*self.trained, *self.shards], allow_unused=True)  # without the hooks of DDP
         if self.settings.compile:
             self.module(batch, batch.counts, generator)[0].backward()
             self.optimizer.zero_grad(set_to_none=True)
         torch.set_rng_state(states[0])
         generator.set_state(states[1])
         return int(counter.get_total_flops())
+
+    def _move(self, learning_rate: float) -> None:
+        """One step of each optimizer, the sparse one at the same share of its highest step size."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        if self.sparse is not None:
+            for group in self.sparse.param_groups:
+                group["lr"] = learning_rate / self.settings.learning_rate * self.settings.table_learning_rate
+            self.sparse.step()
+
+    def _clipped(self, limit: float) -> Tensor:
+        """The norm of the whole gradient, which is then at most `limit`."""
+        if self.shards:
+            return clip_whole_gradient(self.trained, self.shards, limit)
+        return nn.utils.clip_grad_norm_(self.trained, limit)
 
     def _agreed(self, counts: list[dict[str, Tensor]], notices: Sequence[bool]) -> tuple[dict[str, Tensor], Tensor]:
         """(counts of the global batch, notices of all ranks), in one exchange."""

@@ -86,12 +86,17 @@ class Streamed(Generic[B]):
         for position in range(start, self.steps):
             rows = self.make(pa.concat_tables(next(stream) for stream in mine))
             everything = np.arange(len(rows))
-            if share.micro == 1:
-                yield Positioned(position, [rows.batch(everything)])
-                continue
-            part = dealt(rows.sizes(everything), 1, share.micro)
-            batches = [rows.batch(np.flatnonzero(part == number)) for number in range(part.max(initial=0) + 1)]
+            # Where rows are few some are empty: every rank makes as many, for sharded tables are looked up together.
+            part = dealt(rows.sizes(everything), 1, share.micro) if share.micro > 1 else np.zeros_like(everything)
+            batches = [rows.batch(np.flatnonzero(part == number)) for number in range(share.micro)]
             yield Positioned(position, batches)
+
+    def parts(self) -> Iterator[Rows[B]]:
+        """This rank's share of the split, a row group at a time, as it lies there: for counting, not for training."""
+        for unit in self.units[self.share.rank :: self.share.world]:
+            with _readable(unit.path):
+                table = pq.ParquetFile(unit.path).read_row_group(unit.group, self.columns)
+            yield self.make(table)
 
     def _streams(self, epoch: int) -> list[list[Window]]:
         """Each stream's windows: units in the epoch's order, each to the stream that has fewest rows."""

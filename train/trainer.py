@@ -27,14 +27,15 @@ from infra.errors import EnvironmentProblem, Logs2RecError, TrainingError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
 from train import artifact, checkpoint, warm
-from train.checkpoint import Body, TrainState
+from train.checkpoint import Checkpoint, TrainState
 from train.configs import ModelConfig, PopularityConfig
+from train.item_table import ItemModel, assemble, load_dense_state
 from train.job import Job
 from train.loop import train_worker
 from train.models.popularity import PopularityModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
-from train.settings import OPERATIONAL, TrainingSettings
+from train.settings import OPERATIONAL, TrainingSettings, sharding_problem
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
 
@@ -94,14 +95,16 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
     request does not fit its tables or the artifact to start from.
     """
     if isinstance(request.model, PopularityConfig):
+        if problem := sharding_problem(request.model, request.training):
+            raise TrainingError(problem)
         if request.initial is not None:
             raise TrainingError("popularity is counted and continues nothing: set training.start: fresh")
         return _count(request, request.model, out)
     job = job_of(request, storage)
-    body = finished(job)
-    if body is None:
-        body = trained(job, require_resources(request.training), request.tracker, progress)
-    return _publish(request, job, body, out)
+    last = finished(job)
+    if last is None:
+        last = trained(job, require_resources(request.training), request.tracker, progress)
+    return _publish(request, job, last, out)
 
 
 def job_of(request: TrainRequest, storage: Path) -> Job:
@@ -117,16 +120,16 @@ def job_of(request: TrainRequest, storage: Path) -> Job:
     )  # fmt: skip
 
 
-def trained(job: Job, use_gpu: bool, tracker: Tracker | None = None, progress: Progress | None = None) -> Body:
+def trained(job: Job, use_gpu: bool, tracker: Tracker | None = None, progress: Progress | None = None) -> Checkpoint:
     """Train (or resume) to the final checkpoint."""
     run = Path(job.run)
     run.mkdir(parents=True, exist_ok=True)
     with _forwarded(run / RECORD, progress), _sigint_restored():
         _run_workers(job, use_gpu, tracker)
-    body = finished(job)
-    if body is None:
+    last = finished(job)
+    if last is None:
         raise TrainingError(f"run {run.name}: ended without a final checkpoint in {run}; train again")
-    return body
+    return last
 
 
 def _run_workers(job: Job, use_gpu: bool, tracker: Tracker | None) -> None:
@@ -302,21 +305,29 @@ def _catalogue(request: TrainRequest) -> int | None:
     return largest + 1
 
 
-def finished(job: Job) -> Body | None:
+def finished(job: Job) -> Checkpoint | None:
     """The final checkpoint of this very run, if it got that far."""
     found = checkpoint.latest_valid(checkpoint.candidates(Path(job.run)))
     if found is None:
         return None
     state = found[1].body.state
     is_ours = (state.config_hash, state.input_versions) == (job.config_hash, job.versions)
-    return found[1].body if state.finished and is_ours else None
+    return found[1] if state.finished and is_ours else None
 
 
-def _publish(request: TrainRequest, job: Job, body: Body, out: Path) -> dict[str, Any]:
-    """Write the artifact from the weights of the best validation."""
+def _publish(request: TrainRequest, job: Job, last: Checkpoint, out: Path) -> dict[str, Any]:
+    """Write the artifact from the weights of the best validation.
+
+    A sharded table becomes whole here: this process holds it once, 4 V D bytes, and a block of 65,536 rows beside it,
+    as whatever opens the artifact will.
+    """
+    body = last.body
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
-    model.load_state_dict(body.best or body.model)
+    table = model.item_table() if last.shards and isinstance(model, ItemModel) else None
+    load_dense_state(model, body.best or body.model, table)
+    if table is not None:
+        assemble(table, last.shards, best=body.best is not None)
     metrics = {**_metrics(body.state, job), "initial": request.initial_digest}
     if request.search is not None:
         metrics["search"] = dict(request.search)

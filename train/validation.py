@@ -24,6 +24,8 @@ from train.ranking_data import RankingData
 from train.ranks import sum_over_ranks
 from train.sequence_data import SequenceData
 from train.settings import TrainingSettings
+from train.sharded import sharded_tables
+from train.sharded_ranking import sharded_target_ranks
 
 Data = SequenceData | RankingData
 NDCG_CUTOFF = 20
@@ -45,13 +47,15 @@ def validate(
 
     Sequence models: exact NDCG@20 over the catalogue without the user's history; users whose target is
     in their history are left out, a target unknown before the cut is a miss. Ranking models: log loss.
+    With a sharded table all ranks go through as many batches, the last of which may be empty on some.
     """
     model.eval()
     size = max(1, settings.batch_size // world)
     mine = np.arange(rank, len(data), world)
+    rows = -(-len(data) // world) if sharded_tables(model) else len(mine)
     generator = torch.Generator().manual_seed(seed_of(settings.seed, _VALIDATION, rank))
     total = torch.zeros(2, dtype=torch.float64, device=device)
-    for start in range(0, len(mine), size):
+    for start in range(0, rows, size):
         rows_B = mine[start : start + size]
         batch: Any = to_device(data.batch(rows_B), device)  # type: ignore[type-var]
         if isinstance(data, SequenceData):
@@ -77,4 +81,9 @@ def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, gen
     target_B = torch.from_numpy(data.target_N[rows_B] * data.known_N[rows_B]).to(device)  # unknown: 0, a miss
     new_B = ~((history_BH == target_B[:, None]) & (target_B[:, None] >= FIRST_INDEX)).any(dim=1)
     u_BRD = model.user_vectors(batch, None, generator)
-    return ndcg_at(target_ranks(u_BRD, model.item_table(), target_B, history_BH), NDCG_CUTOFF)[new_B]
+    sharded = [*sharded_tables(model).values()]
+    if sharded:
+        rank_B = sharded_target_ranks(u_BRD, sharded[0], target_B, history_BH)
+    else:
+        rank_B = target_ranks(u_BRD, model.item_table(), target_B, history_BH)
+    return ndcg_at(rank_B, NDCG_CUTOFF)[new_B]

@@ -12,10 +12,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infra.tables import FIRST_INDEX
 from tests.benchmarks.harness import report
@@ -42,7 +44,9 @@ def loss_of(name: str, rows: int) -> Callable[[Tensor, Tensor, Tensor], tuple[Te
     if name == "full":
         return catalogue_cross_entropy_sum
     proposal, generator = Proposal(torch.ones(rows)), torch.Generator().manual_seed(0)
-    return lambda x, e, t: table_sampled_cross_entropy_sum(x, e, t, proposal, NEGATIVES, generator)
+    return lambda x, e, t: table_sampled_cross_entropy_sum(
+        x, partial(F.embedding, weight=e), t, proposal, NEGATIVES, generator
+    )
 
 
 def step(loss: Callable[..., tuple[Tensor, Tensor]], table: Tensor) -> None:

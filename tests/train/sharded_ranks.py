@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from infra.errors import TrainingError
 from train.checkpoint import read_tensors, write_tensors
 from train.rowwise_adagrad import RowWiseAdagrad, clip_whole_gradient
-from train.sharded import ShardedTable, load_shard, reader, shard_state, sharded_tables, sharded_target_ranks
+from train.sharded import ShardedTable, load_shard, reader, shard_state, sharded_tables
+from train.sharded_ranking import sharded_target_ranks
 
 ROWS, WIDTH, SEED = 57, 5, 11
 LEARNING_RATE, EPS, CLIP = 0.3, 1e-6, 0.05

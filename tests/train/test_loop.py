@@ -193,7 +193,7 @@ class Staged(Tiny):
 
 def with_model(monkeypatch, model: nn.Module) -> None:
     """Train this model; its loss is called for steps only, not for counting FLOPs."""
-    monkeypatch.setattr(loop, "build", lambda config, catalogue, fields: model)
+    monkeypatch.setattr(loop, "build", lambda config, catalogue, fields, items: model)
     monkeypatch.setattr(Stepper, "rehearse", lambda *args: 1)
 
 

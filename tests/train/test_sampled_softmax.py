@@ -1,12 +1,14 @@
 """Sampled softmax against the plain formula, the full softmax and the distribution that it draws from."""
 
 import math
+from functools import partial
 from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional as F
 
 from infra.errors import TrainingError
 from train import losses
@@ -16,6 +18,10 @@ from train.sampled_softmax import Proposal, sampled_cross_entropy_sum, table_sam
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def rows_of(e):
+    return partial(F.embedding, weight=e)
 
 
 def plain(x, target_e, negative_e, targets, negatives, log_q_targets, log_q_negatives):
@@ -157,9 +163,9 @@ def test_padding_and_unknown_are_no_targets_whatever_stands_there(logits):
     with torch.no_grad():
         x[0], x[1] = torch.nan, 1e30
     with patch.object(losses, "LOGITS_AT_ONCE", logits):
-        loss, count = table_sampled_cross_entropy_sum(x, e, torch.tensor([0, 1, 5]), proposal, 6, seeded())
+        loss, count = table_sampled_cross_entropy_sum(x, rows_of(e), torch.tensor([0, 1, 5]), proposal, 6, seeded())
         dx, de = torch.autograd.grad(loss, (x, e))
-        alone, _ = table_sampled_cross_entropy_sum(x[2:], e, torch.tensor([5]), proposal, 6, seeded())
+        alone, _ = table_sampled_cross_entropy_sum(x[2:], rows_of(e), torch.tensor([5]), proposal, 6, seeded())
     assert count == 1
     torch.testing.assert_close(loss, alone)
     assert dx[:2].abs().sum() == 0
@@ -176,7 +182,9 @@ def test_a_table_at_hand_is_looked_up():
     by_rows = sampled_cross_entropy_sum(
         x, e[targets], e[negatives], targets, negatives, log_q[targets], log_q[negatives]
     )
-    by_table = table_sampled_cross_entropy_sum(x.view(2, 5, -1), e, targets.view(2, 5), proposal, 12, seeded(3))
+    by_table = table_sampled_cross_entropy_sum(
+        x.view(2, 5, -1), rows_of(e), targets.view(2, 5), proposal, 12, seeded(3)
+    )
     assert by_table == by_rows
     got, want = (torch.autograd.grad(loss, (x, e)) for loss, _ in (by_table, by_rows))
     for ours, theirs in zip(got, want, strict=True):

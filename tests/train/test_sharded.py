@@ -16,7 +16,8 @@ from tests.train.sharded_ranks import CLIP, EPS, LEARNING_RATE, ROWS, SEED, SIZE
 from train import checkpoint
 from train.ranking import target_ranks
 from train.rowwise_adagrad import RowWiseAdagrad, clip_whole_gradient, scale_shards, shard_square_norm
-from train.sharded import ShardedTable, load_shard, reader, shard_state, sharded_tables, sharded_target_ranks
+from train.sharded import ShardedTable, load_shard, reader, shard_state, sharded_tables
+from train.sharded_ranking import sharded_target_ranks
 
 State = dict[str, Tensor]
 Trained = tuple[Path, list[State]]

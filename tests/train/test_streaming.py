@@ -71,6 +71,20 @@ def test_global_batches_do_not_depend_on_the_number_of_workers(files):
         assert sorted(one[0][step][1]) == sorted(row for rank in three for row in rank[step][1])
 
 
+def test_ranks_make_as_many_micro_batches_however_few_their_rows(files):
+    units = units_of(files, ["x"])
+    ranks = [Streamed(units, ["x"], Named, Share(4, 0, r, 3, 3), 3, 25) for r in range(3)]
+    for steps in zip(*(rank.epoch(0) for rank in ranks), strict=True):
+        assert [len(step.batches) for step in steps] == [3, 3, 3]
+        assert 3 <= sum(len(rows) for step in steps for rows in step.batches) <= 6
+
+
+def test_the_parts_of_all_ranks_are_the_split(files):
+    units = units_of(files, ["x"])
+    ranks = [Streamed(units, ["x"], Named, Share(8, 0, r, 3), 3, 25) for r in range(3)]
+    assert sorted(row for rank in ranks for part in rank.parts() for row in part.names) == list(range(103))
+
+
 def test_epochs_seeds_and_windows_are_shuffled(files):
     orders = [str(epoch_of(files, 1, 2, seed=s, epoch=e)) for s in (0, 1) for e in (0, 1)]
     assert len(set(orders)) == 4

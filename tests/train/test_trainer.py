@@ -108,6 +108,21 @@ class TestOnRay:
         monkeypatch.setattr(trainer, "_run_workers", None)
         assert fit(request_for(tmp_path, name="two", workers=2), tmp_path / "m2", tmp_path / "runs") == metrics
 
+    def test_two_workers_share_the_table_and_the_artifact_has_it_whole(self, tmp_path):
+        model = SASRecConfig(**{**SASREC.model_dump(), "negatives": 20})
+        request = request_for(tmp_path, model, "shared", workers=2, sharded=True, learning_rate=0.1)
+        progress: list[dict] = []
+        metrics = fit(request, tmp_path / "m", tmp_path / "runs", progress.append)
+        assert progress[-1]["loss"] < progress[0]["loss"]
+        newest, *_ = checkpoint.candidates(tmp_path / "runs" / "shared")
+        shards = [checkpoint.read_tensors(newest / f"shard-{rank:05d}.safetensors") for rank in (0, 1)]
+        name = "weight" if metrics["best_epoch"] == 3 else "best.weight"
+        loaded = train.load(tmp_path / "m")
+        assert torch.equal(loaded.model.item_table(), torch.stack([shards[i % 2][name][i // 2] for i in range(10)]))
+        with opened(job_of(request), 0, 1) as splits:
+            _, value = validation.validate(loaded.model, splits.valid, request.training, 0, 1, CPU)
+        assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)
+
     @pytest.mark.slow
     def test_a_crashed_worker_changes_nothing(self, tmp_path, monkeypatch):
         straight = request_for(tmp_path, ADREC, "straight", workers=2, max_failures=0, epochs=4)

@@ -10,6 +10,7 @@ from infra.config import Settings
 from infra.errors import ConfigError
 
 if TYPE_CHECKING:
+    from train.item_table import ItemTable
     from train.protocol import FieldSpec, RankingModel, SequenceModel
 
 SEQUENCE_MODELS = {
@@ -23,13 +24,14 @@ RANKING_MODELS = {
 }
 
 
-def build_sequence(config: Settings, catalogue: int) -> SequenceModel:
+def build_sequence(config: Settings, catalogue: int, items: ItemTable | None = None) -> SequenceModel:
     """The sequence model that `config.model` names, freshly initialised from torch's global generator.
 
-    `catalogue` = V, rows of the item table, padding (0) and unknown (1) included.
+    `catalogue` = V, rows of the item table, padding (0) and unknown (1) included. `items`: the table to use.
     Raises ConfigError for an unknown name.
     """
-    return _find(config, SEQUENCE_MODELS)(config, catalogue)
+    given = () if items is None else (items,)
+    return _find(config, SEQUENCE_MODELS)(config, catalogue, *given)
 
 
 def build_ranking(config: Settings, fields: Sequence[FieldSpec]) -> RankingModel:

@@ -21,8 +21,8 @@ from infra.tables import FIRST_INDEX, PADDING
 from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
-from train.layers import CausalTransformer, HistoryEncoder, Visible, initialise, item_embedding
-from train.losses import catalogue_cross_entropy_sum
+from train.item_table import ItemModel, ItemTable
+from train.layers import CausalTransformer, HistoryEncoder, Visible, initialise
 from train.protocol import LossParts, SequenceBatch, Stage, Term
 
 
@@ -54,13 +54,12 @@ def sinusoid(time: Tensor, width: int) -> Tensor:
     return nn.functional.pad(code, (0, width - 2 * half))
 
 
-class ADRec(nn.Module):
+class ADRec(ItemModel):
     """The model, its loss, its last-token sampler and its three stages."""
 
-    def __init__(self, config: ADRecConfig, catalogue: int) -> None:
-        super().__init__()
+    def __init__(self, config: ADRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+        super().__init__(config, catalogue, items)
         self.config = config
-        self.items = item_embedding(catalogue, config.width)
         self.cam = self._history_encoder()
         self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
         self.time = TimeEmbedding(config.width, config.steps)
@@ -77,7 +76,7 @@ class ADRec(nn.Module):
         x_t_BLD, t_BL = self._noised(x0_BLD, batch.targets_BL, generator)
         c_BLD = self.cam(self.items(batch.items_BL), visible)
         x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible)
-        ce, _ = catalogue_cross_entropy_sum(x0_hat_BLD, self.items.weight, batch.targets_BL)
+        ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
         error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1)
         mse = (error_BL * _share_of_sequence(batch)).sum()
         terms = {"ce": Term(ce, "targets", 0.5), "mse": Term(mse, "sequences", 0.5 * self.config.mse_weight)}
@@ -88,7 +87,7 @@ class ADRec(nn.Module):
         if self.pretrain_encoder is None:
             raise TrainingError("pretrain_share is 0: this model has no pre-training stage; raise it to have one")
         c_BLD = self.pretrain_encoder(self.items(batch.items_BL), self._visible(batch))
-        ce, _ = catalogue_cross_entropy_sum(c_BLD, self.items.weight, batch.targets_BL)
+        ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
         return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
     @torch.no_grad()
@@ -112,10 +111,6 @@ class ADRec(nn.Module):
 
         start_BD = draw_noise(c_BLD[:, -1], generator)
         return self.diffusion.sample(denoise, start_BD, steps, generator)[:, None]
-
-    def item_table(self) -> Tensor:
-        """E."""
-        return self.items.weight
 
     def stages(self) -> list[Stage]:
         """pretrain (table and its own encoder), align (table frozen), finetune (papers.md 2.4).

@@ -1,4 +1,4 @@
-"""SASRec (Kang and McAuley, 2018) with cross-entropy over the whole catalogue at every position.
+"""SASRec (Kang and McAuley, 2018) with cross-entropy over the catalogue, or a sample of it, at every position.
 
 x = E[items] + P[place] -> dropout -> LayerNorm -> causal blocks -> c; score(item) = c . E[item].
 
@@ -11,18 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from train.configs import SASRecConfig
-from train.layers import EMBEDDING_STD, HistoryEncoder, Visible, item_embedding
-from train.losses import catalogue_cross_entropy_sum
+from train.item_table import ItemModel, ItemTable
+from train.layers import EMBEDDING_STD, HistoryEncoder, Visible
 from train.protocol import LossParts, SequenceBatch, Term
 
 
-class SASRec(nn.Module):
+class SASRec(ItemModel):
     """A causal Transformer over the history; input and output share the item table."""
 
-    def __init__(self, config: SASRecConfig, catalogue: int) -> None:
-        super().__init__()
+    def __init__(self, config: SASRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+        super().__init__(config, catalogue, items)
         self.config = config
-        self.items = item_embedding(catalogue, config.width)
         self.places = nn.Embedding(config.max_length, config.width) if config.positions else None
         if self.places is not None:
             nn.init.normal_(self.places.weight, std=EMBEDDING_STD)
@@ -32,17 +31,13 @@ class SASRec(nn.Module):
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        ce, _ = catalogue_cross_entropy_sum(self._encode(batch), self.items.weight, batch.targets_BL)
+        ce = self.cross_entropy_sum(self._encode(batch), batch.targets_BL, generator)
         return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: the summary at the latest event. Put the model in eval mode first."""
         return self._encode(batch.latest(self.config.max_length))[:, -1:]
-
-    def item_table(self) -> Tensor:
-        """E."""
-        return self.items.weight
 
     def _encode(self, batch: SequenceBatch) -> Tensor:
         """c_BLD."""
