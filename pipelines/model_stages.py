@@ -22,6 +22,7 @@ from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
+from train.settings import OPERATIONAL
 
 Outputs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -59,7 +60,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
         champion = champion_before(ctx, f"{ctx.recipe.name}.{role.name}", data.day)
         inputs["champion"] = champion.build if champion else None
     config = {"model": run.config.model_dump(mode="json"), "training": run.training.model_dump(mode="json")}
-    run_name = f"{unit.replace(':', '-')}-{key_of(unit, data.day, inputs, config)}"  # the same whatever is searched
+    run_name = run_name_of(unit, data.day, inputs, run)
     if run.search is not None:
         config["search"] = run.search.model_dump(mode="json", exclude_none=True)
     key = key_of(unit, data.day, inputs, config)
@@ -96,6 +97,14 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
         return outputs, {**report, **told}
 
     return ctx.publish(unit, data.day, inputs, config, work)
+
+
+def run_name_of(unit: str, day: str, inputs: Mapping[str, Any], run: ModelRun) -> str:
+    """The name under which a run resumes: another number of workers, or of checkpoints, goes on where it stopped, and
+    so do the trials of a search."""
+    training = run.training.model_dump(mode="json", exclude=OPERATIONAL)
+    config = {"model": run.config.model_dump(mode="json"), "training": training}
+    return f"{unit.replace(':', '-')}-{key_of(unit, day, inputs, config)}"
 
 
 def _tracker(ctx: Context, data: Data, role: Role, run: ModelRun, run_name: str) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from train.item_table import ItemModel, ItemShard, counted, dense_state, load_de
 from train.job import Job, Splits, opened
 from train.layers import EMBEDDING_STD
 from train.loader import prefetched
-from train.protocol import Stage, to_device
+from train.protocol import Stage, pinned, to_device
 from train.randomness import seed_of
 from train.ranks import sum_over_ranks
 from train.sampled_softmax import Proposal
@@ -107,6 +108,11 @@ class Worker:
             self.model.proposal = self._proposal()
         self.trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
         self.stages = stages_of(self.model, self.settings.epochs)
+        self.run_steps = self.settings.epochs * splits.train.steps
+        if self.settings.warmup_steps > self.run_steps:
+            raise TrainingError(
+                f"training.warmup_steps {self.settings.warmup_steps} exceeds the run's {self.run_steps} steps: lower it"
+            )
         self.average = MovingAverage(self.model, self.settings.ema) if self.settings.ema else None
         self.generator = torch.Generator()
         self._reseed(0)
@@ -116,6 +122,7 @@ class Worker:
         )  # fmt: skip
         self.best: dict[str, Tensor] | None = None
         self.stepper: Stepper | None = None
+        self.rehearsed = False
         self.meter = Meter(device, matmul_rate(device, self.settings.precision))
         self.saved = time.monotonic()
 
@@ -155,7 +162,7 @@ class Worker:
         self.stepper = None  # the previous wrapper's hooks must be gone before the next one sets its own
         sparse = self.shard.optimizer if self.shard else None
         self.stepper = Stepper(self.model, stage, self.trainable, self.settings, self.world, known, sparse)
-        self.meter.flops_per_token = 0.0
+        self.rehearsed = False
         self._advance(stage=stage.name)
 
     def _epoch(self, stage: Stage, report: Report) -> tuple[dict[str, Any], bool]:
@@ -164,7 +171,10 @@ class Worker:
         self.meter.restart()
         due = False
         started, first = time.perf_counter(), self.state.position
-        for item in self.meter.waiting(prefetched(self.splits.train.epoch(self.state.epoch, first), _AHEAD)):
+        source = self.splits.train.epoch(self.state.epoch, first)
+        if self.device.type == "cuda":  # in the loader's thread, so that the copy to the device waits for nothing
+            source = (replace(item, batches=[pinned(batch) for batch in item.batches]) for item in source)
+        for item in self.meter.waiting(prefetched(source, _AHEAD)):
             due = self._step(item.batches)
             if due and item.position + 1 < self.splits.train.steps:
                 self._spent(started)
@@ -187,10 +197,11 @@ class Worker:
         settings, state = self.settings, self.state
         self.meter.count(batches)
         batches = [to_device(batch, self.device) for batch in batches]
-        if self.meter.flops_per_token == 0:
+        if not self.rehearsed:  # by all ranks in the same step
             self.meter.rehearsed(self.stepper.rehearse(batches[0], self.generator), batches[0])
+            self.rehearsed = True
             self._barrier()  # ranks that compile need their time, which is not the others' being dead
-        rate = learning_rate(settings, state.step, settings.epochs * self.splits.train.steps)
+        rate = learning_rate(settings, state.step, self.run_steps)
         waited = 0 < settings.checkpoint_seconds < time.monotonic() - self.saved
         notices = (self.rank == 0 and waited, self.leaving())
         try:

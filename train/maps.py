@@ -54,6 +54,13 @@ def mapped(cache: Path, name: str, make: Callable[[], Arrays]) -> Iterator[dict[
         yield {path.stem: np.asarray(open_memmap(path, mode="r")) for path in (cache / name).glob("*.npy")}
 
 
+def boot() -> str:
+    """A name of the time since the machine was started, where the system has one. Maps are written without waiting for
+    the disk: after a power cut one may hold zeros."""
+    known = Path("/proc/sys/kernel/random/boot_id")
+    return known.read_text().strip() if known.exists() else "boot"
+
+
 @contextmanager
 def _writable(cache: Path) -> Iterator[None]:
     try:

@@ -73,7 +73,8 @@ class TrainingSettings(Settings):
     cache: Path | None = None
     """Folder on each node's own disk for the memory maps; null = in the system's temporary directory."""
     workers: Count | tuple[Count, Count] = 1
-    """Training processes; [min, max] lets Ray start with what the cluster has, and grow when there is more."""
+    """Training processes; [min, max] lets Ray start with what the cluster has, and grow when there is more. A node that
+    is lost without notice is a failure: allow for some (`max_failures`)."""
     threads: int = Field(1, ge=1)
     """CPU threads of each worker, and the CPUs that it reserves."""
     use_gpu: bool | Literal["auto"] = False
@@ -112,6 +113,12 @@ class TrainingSettings(Settings):
                 f"batch_size {self.batch_size} is the global batch and leaves some of {self.max_workers} "
                 "workers without a row; raise batch_size or lower workers"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _has_an_effect(self) -> TrainingSettings:
+        if self.table_learning_rate != type(self).model_fields["table_learning_rate"].default and not self.sharded:
+            raise ValueError("table_learning_rate is the step size of a sharded table; set sharded, or leave it out")
         return self
 
     @model_validator(mode="after")

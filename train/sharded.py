@@ -8,12 +8,12 @@ distinct id to its owner and gets the row back; backward sends the rows' gradien
 The loop scales a rank's loss so that DDP's MEAN over ranks is the global batch's gradient. Here gradients
 arrive as a SUM, hence 1/W. The owner keeps them as a sparse gradient of its shard.
 
-On paper, V = 100 million items, D = 128, float32: the table has 51.2 GB, the accumulators of RowWiseAdagrad
-0.4 GB. A rank holds 6.45 GB of 8, 806 MB of 64; of what else a run holds only the 8 V bytes of the negatives'
-proposal (0.8 GB) grow with V. A rank that looks up
-U distinct ids in a step sends at most 8U bytes of ids and 4DU of gradients, and receives 4DU of rows:
-1032 U; it serves others as much. With U = 34,000 (512 sequences of 50 and 8,192 negatives) that is 35 MB,
-of which 7/8 cross between 8 ranks, 63/64 between 64. DDP would reduce a dense gradient of 51.2 GB.
+On paper, V = 100 million items, D = 128, float32: the table has 51.2 GB, the accumulators of RowWiseAdagrad 0.4 GB. A
+rank holds 6.45 GB of 8, 806 MB of 64. From the first best validation on its host keeps as much again, the best rows;
+each rank has the negatives' proposal, 8V bytes (0.8 GB); the driver, which writes the artifact, has the whole table
+once. A rank that looks up U distinct ids in a step sends at most 8U bytes of ids and 4DU of gradients, and receives
+4DU of rows: 1032 U; it serves others as much. With U = 34,000 (512 sequences of 50 and 8,192 negatives) that is 35
+MB, of which 7/8 cross between 8 ranks, 63/64 between 64. DDP would reduce a dense gradient of 51.2 GB.
 
 Why not what exists: FSDP2 brings the whole table together to compute. torchrec runs with torch 2.13 on the
 CPU (1.8, fbgemm-gpu-cpu 1.8; not 1.9), but its row-wise tables are updated inside backward, before the

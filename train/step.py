@@ -138,15 +138,19 @@ class Stepper:
         Weights, gradients and random states are as before. The real steps are not counted: under the counter
         torch takes other kernels, whose sums differ in the last bit.
         """
-        states = torch.get_rng_state(), generator.get_state()
+        state, cuda = generator.get_state(), [p.device for p in self.trained[:1] if p.device.type == "cuda"]
+        with torch.random.fork_rng(devices=cuda):
+            flops = self._counted(batch, generator)
+        generator.set_state(state)
+        return flops
+
+    def _counted(self, batch: Any, generator: torch.Generator) -> int:
         with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             share, _ = self.plain(batch, batch.counts, generator)
             torch.autograd.grad(share, [*self.trained, *self.shards], allow_unused=True)  # without the hooks of DDP
         if self.settings.compile:
             self.module(batch, batch.counts, generator)[0].backward()
             self.optimizer.zero_grad(set_to_none=True)
-        torch.set_rng_state(states[0])
-        generator.set_state(states[1])
         return int(counter.get_total_flops())
 
     def _move(self, learning_rate: float) -> None:

@@ -70,7 +70,8 @@ class Meter:
 
     def rehearsed(self, flops: int, batch: Any) -> None:
         """Note what a forward and backward pass of a batch took."""
-        self.flops_per_token = flops / max(1, _tokens(batch)[0])
+        tokens, _ = _tokens(batch)
+        self.flops_per_token = flops / tokens if tokens else 0.0
 
     def figures(self, world: int, rows: float) -> dict[str, float]:
         """Of this rank since the epoch began; `rows` a step, tokens of all ranks, which carry about the same."""

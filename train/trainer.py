@@ -46,7 +46,7 @@ _POLL_SECONDS = 0.2
 _RESIZE_SECONDS = 20.0
 """How often an elastic run looks for more workers; Ray's own view of the cluster is up to 20 s old."""
 _START_ATTEMPTS = 30
-"""How often the workers may fail to start in a row, for want of room or of a node, before the run is given up."""
+"""How often in a run the workers may fail to start, for want of room or of a node, before it is given up."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,7 +78,10 @@ class TrainRequest:
         Raises ArtifactError when `initial` is no artifact.
         """
         training = self.training.model_dump(mode="json", exclude=OPERATIONAL)
-        decides = {"model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of}
+        decides = {
+            "model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of,
+            "vocabulary": self.vocabulary_hash,
+        }  # fmt: skip
         return digest(decides if self.initial is None else {**decides, "initial": self.initial_digest})
 
     @property

@@ -30,6 +30,7 @@ class Fault:
         self.pause = float(told.get("pause", 0.0))
         """Seconds that every step takes longer while `fault.json` exists, so that a short run can be disturbed."""
         self.seen = 0
+        self.rehearsing = False
 
     def counted(self) -> bool:
         """Whether enough has come before; false for ever once it has happened."""
@@ -47,11 +48,20 @@ def within_a_step(fault: Fault) -> None:
     real = step.StageLoss.forward
 
     def forward(self: Any, batch: Any, counts: Any, generator: Any) -> Any:
-        if fault.counted():
+        if not fault.rehearsing and fault.counted():
             fault.happen()
         return real(self, batch, counts, generator)
 
+    def rehearse(self: Any, batch: Any, generator: Any) -> int:
+        fault.rehearsing = True
+        try:
+            return real_rehearse(self, batch, generator)
+        finally:
+            fault.rehearsing = False
+
+    real_rehearse = step.Stepper.rehearse
     step.StageLoss.forward = forward  # type: ignore[method-assign]
+    step.Stepper.rehearse = rehearse  # type: ignore[method-assign]
 
 
 def while_saving(fault: Fault) -> None:
@@ -128,16 +138,19 @@ def recorded(run: Path, rank: int, pause: float) -> None:
     loop.Worker._epoch = epoch  # type: ignore[method-assign]
 
 
-_untouched = step.StageLoss.forward, checkpoint.write_tensors, loop.Worker._save, loop.Worker._epoch, loop.Worker._step
+_WRAPPED = (
+    (step.Stepper, "rehearse"), (step.StageLoss, "forward"), (checkpoint, "write_tensors"), (loop.Worker, "_save"),
+    (loop.Worker, "_epoch"), (loop.Worker, "_step"),
+)  # fmt: skip
+_untouched = [getattr(owner, name) for owner, name in _WRAPPED]
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """`loop.train_worker`, disturbed. Ray may give a process a second run: what was wrapped before is undone."""
     import ray.train
 
-    (
-        step.StageLoss.forward, checkpoint.write_tensors, loop.Worker._save, loop.Worker._epoch, loop.Worker._step,
-    ) = _untouched  # type: ignore[method-assign]  # fmt: skip
+    for (owner, name), real in zip(_WRAPPED, _untouched, strict=True):
+        setattr(owner, name, real)
     run, rank = Path(config["run"]), ray.train.get_context().get_world_rank()
     fault = Fault(run)
     recorded(run, rank, fault.pause)

@@ -40,6 +40,19 @@ def job(root: Path, model=SASREC, run: str = "run", **settings) -> Job:
     )  # fmt: skip
 
 
+def test_a_warm_up_longer_than_the_run(tmp_path):
+    with pytest.raises(TrainingError, match=r"training\.warmup_steps 13 exceeds the run's 12 steps"):
+        worker_of(job(tmp_path, warmup_steps=13))
+
+
+def test_every_rank_rehearses_in_the_first_step_alone(tmp_path, monkeypatch):
+    """Its barrier is for all: a rank whose first batch is empty counts no FLOPs, and must not come again alone."""
+    calls = []
+    monkeypatch.setattr(Stepper, "rehearse", lambda self, batch, generator: calls.append(1) or 0)
+    run(job(tmp_path))
+    assert len(calls) == 1
+
+
 class KilledError(Exception):
     pass
 

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -236,6 +237,15 @@ class TestWithoutRay:
         assert request_for(tmp_path, seed=1).config_hash != base
         assert request_for(tmp_path, ADREC).config_hash != base
         assert request_for(tmp_path, epochs=4).config_hash != base
+        assert replace(request_for(tmp_path), vocabulary_hash="cafe").config_hash != base
+
+    def test_a_run_of_another_vocabulary_is_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer, "require_resources", lambda settings: False)
+        monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))
+        request = request_for(tmp_path, epochs=1)
+        fit(request, tmp_path / "m", tmp_path / "runs")
+        with pytest.raises(TrainingError, match="holds a run of another configuration or other inputs"):
+            fit(replace(request, vocabulary_hash="cafe"), tmp_path / "n", tmp_path / "runs")
 
     def test_settings_that_contradict_each_other(self):
         with pytest.raises(ValueError, match="batch_size 2 is the global batch"):
@@ -244,3 +254,5 @@ class TestWithoutRay:
             TrainingSettings(workers=(3, 1))
         with pytest.raises(ValueError, match="keep_checkpoints"):
             TrainingSettings(keep_checkpoints=1)
+        with pytest.raises(ValueError, match="table_learning_rate is the step size of a sharded table"):
+            TrainingSettings(table_learning_rate=0.2)
