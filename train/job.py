@@ -1,6 +1,6 @@
 """What one worker has to know, and the data that it trains on.
 
-Shapes: none; N rows of a split.
+Shapes: N rows of a split.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from infra.errors import TrainingError
 from infra.lake import Lake
 from train.configs import ModelConfig, RankingConfig, SequenceConfig
 from train.loader import Loader, Resident, Share
-from train.maps import default_cache, mapped
+from train.maps import boot, default_cache, mapped
 from train.protocol import FieldSpec
 from train.ranking_data import RankingData, read_fields, training_columns
-from train.sequence_data import TRAINING_COLUMNS, SequenceData
+from train.sequence_data import TRAINING_COLUMNS, SequenceData, require_rows
 from train.settings import TrainingSettings, sharding_problem
 from train.streaming import Streamed, Unit, units_of
 from train.validation import Data
@@ -106,12 +106,12 @@ def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
     """The job's splits as one of its ranks sees them. Raises TrainingError where tables and job do not fit."""
     source = _sequences(job) if job.table == "sequences" else _samples(job)
     settings, root = job.training, str(Lake(job.lake).root)
-    share = Share(settings.batch_size, settings.seed, rank, world, settings.accumulate)
+    share = Share(settings.batch_size, settings.seed, rank, world, settings.accumulate, settings.max_workers)
     with ExitStack() as stack:
 
         def resident(split: str) -> Data:
             shape = [getattr(job.model, "max_length", None), getattr(job.model, "seen_padding", False)]
-            name = digest([root, job.versions, job.as_of, split, shape, job.catalogue])
+            name = digest([root, job.versions, job.as_of, split, shape, job.catalogue, boot()])
             made = mapped(settings.cache or default_cache(), name, lambda: source.read(split).arrays())
             return source.from_arrays(stack.enter_context(made))
 
@@ -120,6 +120,8 @@ def opened(job: Job, rank: int, world: int) -> Iterator[Splits]:
             stream: Streamed[Any] = Streamed(
                 units, source.columns, source.from_table, share, settings.streams, settings.window
             )
+            if stream.is_empty():
+                require_rows(0, job.table, job.versions[job.table], job.as_of, "train")
             rows = sum(unit.rows for unit in units)
             yield Splits(stream, valid, source.fields, rows, lambda: (_predicted(part) for part in stream.parts()))
         else:
@@ -157,7 +159,10 @@ def _sequences(job: Job) -> _Source:
     packed = not getattr(job.model, "seen_padding", False)
 
     def known(data: SequenceData) -> SequenceData:
-        if (largest := int(np.max(data.items.values, initial=0))) >= catalogue:
+        largest = int(np.max(data.items.values, initial=0))
+        if data.target_N is not None and data.known_N is not None:
+            largest = max(largest, int(np.max(data.target_N[data.known_N], initial=0)))  # others are misses anyway
+        if largest >= catalogue:
             raise TrainingError(
                 f"table sequences version {version} has item index {largest}, but the vocabulary ends before "
                 f"{catalogue}; the two versions do not belong together"

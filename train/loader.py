@@ -3,7 +3,7 @@
 An epoch of N rows is cut into ceil(N / batch_size) global batches; batch p holds places floor(p N / steps) to
 floor((p + 1) N / steps) of the epoch's order, so every row is used exactly once and no batch is a small rest. A run
 resumes at any position, also on another number of workers. Each global batch is dealt to ranks and micro-batches
-by size, so that all of them carry about the same number of tokens.
+by size, so that all of them carry the same number of tokens within a few per cent, unless a row outweighs a part.
 
 Shapes: N rows of the split, M rows of a global batch.
 """
@@ -14,6 +14,7 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from heapq import heapify, heapreplace
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -49,6 +50,13 @@ class Share:
     rank: int = 0
     world: int = 1
     micro: int = 1
+    most: int = 1
+    """The largest `world` that the run may grow to; what cannot be shared by so many is refused at the start."""
+
+    @property
+    def largest_world(self) -> int:
+        """The most ranks that ever share the split."""
+        return max(self.world, self.most)
 
 
 @dataclass(frozen=True)
@@ -72,16 +80,16 @@ class Loader(Protocol[B_co]):
 class Resident(Generic[B]):
     """A split in memory (or memory-mapped), shuffled as a whole.
 
-    Raises TrainingError when the split has fewer rows than there are ranks.
+    Raises TrainingError when the split has fewer rows than steps times the most ranks that the run may have.
     """
 
     def __init__(self, data: Rows[B], share: Share) -> None:
         self.data, self.share = data, share
         self.steps = steps_of(len(data), share.global_batch)
-        if len(data) < share.world * self.steps:
+        if len(data) < share.largest_world * self.steps:
             raise TrainingError(
-                f"{len(data)} training rows in {self.steps} steps for {share.world} workers: lower training.workers "
-                "or raise training.batch_size"
+                f"{len(data)} training rows in {self.steps} steps for {share.largest_world} workers: lower "
+                "training.workers or raise training.batch_size"
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Positioned[B]]:
@@ -129,20 +137,28 @@ def permutation(rows: int, *key: int) -> NDArray[Any]:
 
 
 def dealt(sizes_M: Ints, world: int, micro: int = 1) -> Ints:
-    """part_M: rows dealt largest first, forth and back, to world * micro parts; rank = part % world.
+    """part_M: rows dealt largest first to world * micro parts, each to the lightest; rank = part % world.
 
-    Parts differ by one row at most, and hardly in size. With fewer rows than parts there are fewer micro-batches,
-    as many for every rank.
+    Every part gets a row. The heaviest is heavier than the lightest by no more than its own last row. With fewer rows
+    than parts there are fewer micro-batches, as many for every rank.
 
     >>> dealt(np.array([9, 1, 5, 5, 1, 9]), 2).tolist()
-    [0, 0, 1, 0, 1, 1]
+    [0, 0, 0, 1, 1, 1]
     """
     rows = len(sizes_M)
     parts = world * max(1, min(micro, rows // world))
-    turn_M = np.arange(rows)
-    forth_M = turn_M % (2 * parts)
+    order_M = np.argsort(-sizes_M, kind="stable")
+    sizes = sizes_M[order_M].tolist()
+    turns = list(range(min(parts, rows)))  # whatever their size, the first rows go to one part each
+    loads = [(sizes[part], part) for part in turns]
+    heapify(loads)
+    # Vectorised rounds of `parts` rows are faster only for many parts, and leave up to 24 % (64 rows, 4 parts).
+    for size in sizes[parts:]:
+        load, part = loads[0]
+        turns.append(part)
+        heapreplace(loads, (load + size, part))
     part_M = np.empty(rows, np.int64)
-    part_M[np.argsort(-sizes_M, kind="stable")] = np.minimum(forth_M, 2 * parts - 1 - forth_M)
+    part_M[order_M] = turns
     return part_M
 
 

@@ -122,6 +122,16 @@ class TrainingSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _a_stream_for_every_worker(self) -> TrainingSettings:
+        # What `auto` comes to is known when the data is opened, which judges it then.
+        if self.loader == "streaming" and self.streams < self.max_workers:
+            raise ValueError(
+                f"streams {self.streams} leaves some of {self.max_workers} workers without one; raise streams or lower "
+                "workers"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _whole_tables_only(self) -> TrainingSettings:
         wrong = {"compile": self.compile, "ema": self.ema > 0, "start: champion": self.start == "champion"}
         for name in (name for name, asked in wrong.items() if self.sharded and asked):

@@ -5,6 +5,9 @@ owns the streams s with s % world == rank, so the streams, and with them every g
 number of workers. Step p takes rows floor(p n / steps) to floor((p + 1) n / steps) of a stream of n rows: every row
 group is read exactly once per epoch, by one rank, and all ranks make the same steps.
 
+Tokens are dealt evenly to a rank's own micro-batches, not between ranks: each takes what its streams hold, so ranks are
+balanced on average over steps, and only as evenly as the row groups are.
+
 Shapes: N rows of the split.
 """
 
@@ -54,7 +57,7 @@ class Window:
 class Streamed(Generic[B]):
     """A split read from its files while it is trained on; `make` turns rows of the table into a batch source.
 
-    Raises TrainingError when there are fewer row groups than streams, or fewer streams than ranks.
+    Raises TrainingError when there are fewer row groups than streams, or fewer streams than the run may have ranks.
     """
 
     def __init__(
@@ -75,8 +78,10 @@ class Streamed(Generic[B]):
                 f"{len(units)} row groups for {streams} streams: lower training.streams, set training.loader to "
                 "resident, or write the table with smaller row groups"
             )
-        if streams < share.world:
-            raise TrainingError(f"{streams} streams for {share.world} workers: raise training.streams")
+        if streams < share.largest_world:
+            raise TrainingError(
+                f"{streams} streams for {share.largest_world} workers: raise training.streams or lower training.workers"
+            )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Positioned[B]]:
         """This rank's batches of an epoch, from global batch `start` on."""
@@ -93,7 +98,15 @@ class Streamed(Generic[B]):
 
     def parts(self) -> Iterator[Rows[B]]:
         """This rank's share of the split, a row group at a time, as it lies there: for counting, not for training."""
-        for unit in self.units[self.share.rank :: self.share.world]:
+        return self._made(self.units[self.share.rank :: self.share.world])
+
+    def is_empty(self) -> bool:
+        """Whether `make` leaves not one row of the split. The same on every rank: each reads row groups, from the first
+        on, until one has rows, which is hardly ever more than one."""
+        return not any(len(rows) for rows in self._made(self.units))
+
+    def _made(self, units: Sequence[Unit]) -> Iterator[Rows[B]]:
+        for unit in units:
             with _readable(unit.path):
                 table = pq.ParquetFile(unit.path).read_row_group(unit.group, self.columns)
             yield self.make(table)

@@ -140,7 +140,9 @@ def stepper_of(table: ShardedTable, **settings) -> Stepper:
     model.proposal = Proposal(torch.zeros(table.rows))
     names = {name for name, _ in model.named_parameters()}
     sparse = RowWiseAdagrad([table.weight], 1.0)
-    return Stepper(model.train(), stages_of(model, 1)[0], names, TrainingSettings(sharded=True, **settings), 1, {}, sparse)
+    return Stepper(
+        model.train(), stages_of(model, 1)[0], names, TrainingSettings(sharded=True, **settings), 1, {}, sparse
+    )
 
 
 @pytest.mark.parametrize("batches", [[PACKED], cut(PACKED)], ids=["whole", "cut"])

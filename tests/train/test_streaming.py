@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,22 @@ def test_the_parts_of_all_ranks_are_the_split(files):
     assert sorted(row for rank in ranks for part in rank.parts() for row in part.names) == list(range(103))
 
 
+def test_whether_a_split_is_empty_is_known_from_its_first_row_groups(files):
+    def stream(first: int) -> tuple[Streamed, list[int]]:
+        made: list[int] = []
+
+        def make(table: pa.Table) -> Named:
+            made.append(len(table))
+            return Named(table.filter(pa.compute.greater_equal(table["x"], first)))
+
+        return Streamed(units_of(files, ["x"]), ["x"], make, Share(8, 0, 1, 2), 2, 25), made
+
+    for first, empty, groups in ((0, False, 1), (20, False, 3), (103, True, 11)):
+        rows, made = stream(first)
+        assert rows.is_empty() == empty
+        assert len(made) == groups
+
+
 def test_epochs_seeds_and_windows_are_shuffled(files):
     orders = [str(epoch_of(files, 1, 2, seed=s, epoch=e)) for s in (0, 1) for e in (0, 1)]
     assert len(set(orders)) == 4
@@ -126,6 +143,10 @@ def test_what_cannot_be_streamed_is_refused(files, tmp_path):
         Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0), 12, 25)
     with pytest.raises(TrainingError, match=r"2 streams for 3 workers: raise training\.streams"):
         Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0, 0, 3), 2, 25)
+    with pytest.raises(
+        TrainingError, match=r"2 streams for 3 workers: .* or lower training\.workers"
+    ):  # before it grows
+        Streamed(units_of(files, ["x"]), ["x"], Named, Share(8, 0, rank=0, world=1, most=3), 2, 25)
     with pytest.raises(DataRefused, match=r"gone\.parquet cannot be read"):
         units_of([str(tmp_path / "gone.parquet")], ["x"])
 
