@@ -1,7 +1,8 @@
 """Checkpoints: a directory that is complete or does not exist. Tensors in safetensors, the rest in JSON.
 
 Every rank writes its random state, and its rows of a sharded item table; all wait; rank 0 writes the rest and, last,
-MANIFEST.json with the size and SHA-256 of every file. A directory without a manifest is what a killed run left behind.
+MANIFEST.json with the size and SHA-256 of every file. A directory without a manifest is what a killed run left behind,
+or what a run did not resume from (SET_ASIDE).
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from infra.disk import sync
 from infra.errors import ArtifactError
 
 MANIFEST = "MANIFEST.json"
+SET_ASIDE = "MANIFEST.refused.json"
+"""The manifest of a checkpoint that a run did not resume from: it no longer counts, its files are still there."""
 CHECKPOINT_FORMAT = "logs2rec-checkpoint"
 FORMAT_VERSION = 2
 _JSON_LIMIT = 64 * 2**20
@@ -33,6 +36,10 @@ _DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHARD = "shard-{:05d}.safetensors"
 _log = logging.getLogger(__name__)
+
+
+class NewerFormatError(ArtifactError):
+    """Written by a newer program: not damaged, only not readable here."""
 
 
 @dataclass(frozen=True)
@@ -159,17 +166,42 @@ def candidates(run: Path) -> list[Path]:
 
 
 def latest_valid(paths: Iterable[Path]) -> tuple[Path, Checkpoint] | None:
-    """The first of `paths` that is complete and unaltered; the refused ones before it are logged."""
+    """The first of `paths` that is complete and unaltered; the refused ones before it are logged.
+
+    Raises ArtifactError at one of a newer format: it is whole, and going on from an older one would give it up.
+    """
     for path in paths:
         try:
             return path, load(path)
+        except NewerFormatError as error:
+            raise ArtifactError(f"{error}; continue with the program that wrote it, or move {path} away") from None
         except ArtifactError as error:
             _log.warning("checkpoint not usable, trying the one before: %s", error)
+        except OSError as error:
+            _log.warning("checkpoint not readable, trying the one before: %s: %s", path, error)
     return None
 
 
+def set_aside_beyond(run: Path, place: Sequence[int]) -> None:
+    """Unseal the checkpoints of a run beyond `place`, all of which were refused: `retain` must not count them.
+
+    Only the manifest is renamed, as reading may fail for a while only. The files stay until the run has passed them.
+    """
+    for path in candidates(run):
+        try:
+            if place_of(path) <= list(place) or not (path / MANIFEST).exists():
+                continue
+            (path / MANIFEST).rename(path / SET_ASIDE)
+        except OSError as error:
+            raise ArtifactError(f"{path}: not usable, and cannot be set aside ({error}); move it away") from None
+        _log.warning("checkpoint set aside, the run goes on from before it: %s (its manifest: %s)", path, SET_ASIDE)
+
+
 def retain(run: Path, keep: int) -> None:
-    """Remove what is older than the `keep` newest complete checkpoints of a run, complete or not."""
+    """Remove what is older than the `keep` newest complete checkpoints of a run, complete or not.
+
+    Complete is what has a manifest: what a run refused when it resumed has none (`set_aside_beyond`).
+    """
     complete = 0
     for path in candidates(run):
         if complete == keep:
@@ -246,7 +278,9 @@ def read_manifest(directory: Path, kind: str, version: int) -> dict[str, dict[st
     manifest = read_json(directory / MANIFEST)
     found = (manifest.get("format"), manifest.get("format_version"))
     if found != (kind, version):
-        raise ArtifactError(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}")
+        newer = found[0] == kind and isinstance(found[1], int) and found[1] > version
+        refusal = NewerFormatError if newer else ArtifactError
+        raise refusal(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise ArtifactError(f"{directory / MANIFEST}: has no list of files")

@@ -280,6 +280,7 @@ class Worker:
         found = checkpoint.latest_valid(checkpoint.candidates(run)) if self.rank == 0 else None
         *place, attempt = self._from_rank_zero([*_place(found), int(time.time() * 1000)])
         if not any(place):
+            self._set_aside_beyond(place)
             self._begin()
             return attempt
         loaded = found[1] if found else checkpoint.load(run / checkpoint.directory_name(*place), check=False)
@@ -288,6 +289,7 @@ class Worker:
             raise TrainingError(f"{run}: holds a run of another configuration or other inputs; choose another run name")
         if state.stage not in {s.name for s in self.stages}:
             raise TrainingError(f"{run}: its checkpoint is of stage {state.stage!r}, which this model does not have")
+        self._set_aside_beyond(place)
         load_dense_state(self.model, loaded.body.model, self.shard.table.weight if self.shard else None)
         self._enter(next(s for s in self.stages if s.name == state.stage))
         assert self.stepper is not None
@@ -307,6 +309,11 @@ class Worker:
         else:
             self._reseed(state.epoch, state.position)
         return attempt
+
+    def _set_aside_beyond(self, place: list[int]) -> None:
+        """Else the refused ones would count as kept, and cost valid ones. Not before the run is known as ours."""
+        if self.rank == 0:
+            checkpoint.set_aside_beyond(Path(self.job.run), place)
 
     def _begin(self) -> None:
         """Take over the weights that the job names. A run with a checkpoint has them in there."""

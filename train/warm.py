@@ -7,9 +7,10 @@ Shapes: S rows of a vocabulary's table in the champion, W its width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,12 +20,18 @@ from torch import Tensor, nn
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX, Kind
 from train import artifact
-from train.artifact import ITEM_FIELD, Loaded
+from train.artifact import ITEM_FIELD
 from train.configs import ModelConfig
 from train.fields import FieldEncoder
 from train.protocol import FieldSpec, SequenceModel
 
 _REMEDY = "set training.start: fresh, or train the configuration that the champion has"
+_FREE = frozenset({
+    "dropout", "embedding_dropout", "negatives", "pretrain_share", "align_share", "mse_weight", "recon_weight",
+    "aux_weight", "stop_gradient", "max_length",
+})  # fmt: skip
+"""Settings that change how weights are learnt, or how much history is shown, but not what a weight means. What else
+they change (a table of positions, a stage's own encoder) shows in the tensors."""
 
 
 def start_from(model: nn.Module, config: ModelConfig, fields: Sequence[FieldSpec], initial: Path) -> None:
@@ -32,12 +39,13 @@ def start_from(model: nn.Module, config: ModelConfig, fields: Sequence[FieldSpec
 
     Parameters that only the champion has are left out. Rows of new vocabulary entries begin at the mean of the
     champion's rows, each with its own fresh draw on top. Whether the vocabularies agree is `require_vocabulary`'s
-    to say. No random stream moves. Raises TrainingError, before any weight has changed, when a parameter of the
-    model has no counterpart; ArtifactError when the artifact is damaged.
+    to say. No random stream moves. Raises TrainingError, before any weight has changed, when the champion is of
+    another architecture or a parameter of the model has no counterpart; ArtifactError when the artifact is damaged.
     """
     with torch.random.fork_rng(devices=[]):  # loading builds a model, which draws its weights
         champion = artifact.load(initial)
-    _require_same_inputs(champion, config, fields, initial)
+    _require_same_architecture(champion.config, config, initial)
+    _require_same_fields(champion.fields, fields, initial)
     known, mine, tables = dict(champion.model.named_parameters()), dict(model.named_parameters()), _tables(model)
     for name, parameter in mine.items():
         _require_counterpart(name, parameter, known.get(name), tables.get(name), initial)
@@ -83,13 +91,38 @@ def _of(vocabulary: pa.Table, field: str) -> pa.Table:
     return vocabulary.filter(pc.equal(vocabulary["field"], field)).sort_by("index")
 
 
-def _require_same_inputs(champion: Loaded, config: ModelConfig, fields: Sequence[FieldSpec], initial: Path) -> None:
-    """The same architecture, over the same fields in the same order."""
-    if champion.config.model != config.model:
+def _require_same_architecture(champion: ModelConfig, config: ModelConfig, initial: Path) -> None:
+    """The same in every setting that says what a weight means; shapes alone do not show heads or a noise schedule."""
+    if champion.model != config.model:
         raise TrainingError(
-            f"{initial}: the champion is a {champion.config.model} model, this one is {config.model}; {_REMEDY}"
+            f"{initial}: the champion is a {champion.model} model, this one is {config.model}; {_REMEDY}"
         )
-    for position, (theirs, ours) in enumerate(zip_longest(champion.fields, fields)):
+    theirs, ours = (_architecture(c.model_dump()) for c in (champion, config))
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise TrainingError(
+                f"{initial}: config.{name} is {theirs[name]!r} in the champion and {value!r} here; {_REMEDY}"
+            )
+
+
+def _architecture(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings that are not free, those of a wrapped model as 'base.name'.
+
+    >>> _architecture({"hidden": 4, "aux_weight": 1.0, "base": {"hidden": (8,), "dropout": 0.1}})
+    {'hidden': 4, 'base.hidden': (8,)}
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= _architecture(value, f"{prefix}{name}.")
+        elif name not in _FREE:
+            found[prefix + name] = value
+    return found
+
+
+def _require_same_fields(champion: Sequence[FieldSpec], today: Sequence[FieldSpec], initial: Path) -> None:
+    """The same feature fields in the same order."""
+    for position, (theirs, ours) in enumerate(zip_longest(champion, today)):
         names = [f"{spec.name!r} ({spec.kind})" if spec else "none" for spec in (theirs, ours)]
         if names[0] != names[1]:
             raise TrainingError(

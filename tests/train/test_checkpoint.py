@@ -155,6 +155,44 @@ def test_candidates_are_newest_first_and_the_newest_valid_one_wins(tmp_path):
     assert checkpoint.candidates(tmp_path / "nowhere") == []
 
 
+def test_one_that_cannot_be_read_costs_only_itself(tmp_path, monkeypatch, caplog):
+    older, newer = (write(tmp_path / checkpoint.directory_name(epoch, 0, 5)) for epoch in (1, 2))
+    digest = checkpoint.file_digest
+
+    def failing(path: Path) -> str:
+        if path.parent == newer:
+            raise OSError(5, "Input/output error", str(path))
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "file_digest", failing)
+    assert checkpoint.latest_valid(checkpoint.candidates(tmp_path))[0] == older
+    assert f"not readable, trying the one before: {newer}: [Errno 5] Input/output error" in caplog.text
+
+
+def test_a_newer_programs_checkpoint_is_not_given_up(tmp_path):
+    older, newer = (write(tmp_path / checkpoint.directory_name(epoch, 0, 5)) for epoch in (1, 2))
+    edit_manifest(newer, format_version=checkpoint.FORMAT_VERSION + 1)
+    with pytest.raises(ArtifactError, match=rf"continue with the program that wrote it, or move {newer} away"):
+        checkpoint.latest_valid(checkpoint.candidates(tmp_path))
+    edit_manifest(newer, format_version=checkpoint.FORMAT_VERSION - 1)
+    assert checkpoint.latest_valid(checkpoint.candidates(tmp_path))[0] == older
+
+
+def test_what_is_set_aside_keeps_its_files(tmp_path):
+    older, newer = (write(tmp_path / checkpoint.directory_name(epoch, 0, 5)) for epoch in (1, 2))
+    checkpoint.set_aside_beyond(tmp_path, checkpoint.place_of(older))
+    assert checkpoint.latest_valid([newer, older])[0] == older
+    (newer / checkpoint.SET_ASIDE).rename(newer / checkpoint.MANIFEST)
+    assert checkpoint.latest_valid([newer, older])[0] == newer
+
+
+def test_what_cannot_be_set_aside_is_named(tmp_path):
+    path = write(tmp_path / checkpoint.directory_name(1, 0, 5))
+    (path / checkpoint.SET_ASIDE).mkdir()
+    with pytest.raises(ArtifactError, match=rf"{path}: not usable, and cannot be set aside .*; move it away"):
+        checkpoint.set_aside_beyond(tmp_path, [0, 0, 0])
+
+
 def test_an_optimizer_continues_bit_for_bit(tmp_path):
     def made() -> tuple[nn.Linear, torch.optim.AdamW]:
         torch.manual_seed(1)

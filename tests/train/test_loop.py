@@ -148,6 +148,40 @@ class TestResume:
         assert [m["epoch"] for m in rest] == [3, 4]
         assert same(straight.model.state_dict(), resumed.model.state_dict())
 
+    @pytest.mark.parametrize("damaged", [1, 2])
+    def test_damaged_checkpoints_are_not_among_those_kept(self, tmp_path, caplog, damaged):
+        with pytest.raises(KilledError):
+            run(job(tmp_path, epochs=6, keep_checkpoints=3), kill_after=4)
+        places = checkpoint.candidates(tmp_path / "run")
+        for path in places[:damaged]:
+            (path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(KilledError):
+            run(job(tmp_path, epochs=6, keep_checkpoints=2), kill_after=1)
+        left = [path for path in checkpoint.candidates(tmp_path / "run") if (path / checkpoint.MANIFEST).exists()]
+        assert [checkpoint.place_of(path)[0] for path in left] == [5 - damaged, 4 - damaged]
+        assert all(checkpoint.load(path) for path in left)
+        assert [str(path) in caplog.text for path in places] == [True] * damaged + [False] * (3 - damaged)
+        run(job(tmp_path, epochs=6, keep_checkpoints=2))
+        assert [checkpoint.place_of(p)[0] for p in checkpoint.candidates(tmp_path / "run")] == [6, 5]
+
+    def test_with_every_checkpoint_damaged_the_new_ones_are_kept(self, tmp_path):
+        with pytest.raises(KilledError):
+            run(job(tmp_path), kill_after=3)
+        for path in checkpoint.candidates(tmp_path / "run"):
+            (path / "model.safetensors").write_bytes(b"")
+        with pytest.raises(KilledError):
+            run(job(tmp_path), kill_after=1)
+        path, _ = checkpoint.latest_valid(checkpoint.candidates(tmp_path / "run"))
+        assert checkpoint.place_of(path)[0] == 1
+
+    def test_a_strangers_damaged_checkpoints_are_left_alone(self, tmp_path):
+        run(job(tmp_path))
+        newest, *_ = checkpoint.candidates(tmp_path / "run")
+        (newest / "model.safetensors").write_bytes(b"")
+        with pytest.raises(TrainingError, match="another configuration"):
+            run(Job(**{**vars(job(tmp_path)), "config_hash": "other"}))
+        assert (newest / checkpoint.MANIFEST).exists()
+
     def test_a_finished_run_trains_no_further(self, tmp_path):
         done, _ = run(job(tmp_path))
         again, reports = run(job(tmp_path))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import train
+from infra.config import Settings
 from infra.errors import ArtifactError, TrainingError
 from infra.tables import Kind
 from tests.train.tables import write_samples
@@ -103,6 +104,27 @@ class TestWhatIsTakenOver:
         assert {name.partition(".")[0] for name in old.keys() - now.keys()} == {"pretrain_encoder"}
         assert all(torch.equal(now[name], old[name]) for name in old.keys() & now.keys())
 
+    @pytest.mark.parametrize(
+        ("had", "changes"),
+        [
+            (TINY, {"dropout": 0.5, "embedding_dropout": 0.0, "negatives": 3}),
+            (ADREC, {"pretrain_share": 0.5, "align_share": 0.0, "mse_weight": 2.0, "max_length": 9}),
+            (
+                WRAPPED,
+                {
+                    "recon_weight": 0.5, "aux_weight": 0.5, "stop_gradient": False,
+                    "base": RANKER.model_copy(update={"dropout": 0.5}),
+                },
+            ),
+        ],
+        ids=lambda value: value.model if isinstance(value, Settings) else "",
+    )  # fmt: skip
+    def test_settings_of_the_training_may_change(self, tmp_path, had, changes):
+        catalogue, fields = (10, ()) if had.kind == "sequence" else (None, FIELDS)
+        old = champion(tmp_path / "m", had, catalogue, fields)
+        _, now = started(tmp_path / "m", had.model_copy(update=changes), catalogue, fields)
+        assert all(torch.equal(now[name], old[name]) for name in old)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
@@ -110,14 +132,9 @@ class TestRefusals:
         [
             (TINY, ADREC, "the champion is a sasrec model, this one is adrec; set training.start: fresh, or"),
             (without_pretraining(ADREC), ADREC, r"has no tensor pretrain_encoder\.norm\.weight; set training.start"),
-            (
-                TINY,
-                TINY.model_copy(update={"width": 8}),
-                r"tensor items.weight \(field '__item__'\) is \(10, 4\) in the champion and \(10, 8\) here",
-            ),
             (TINY, TINY.model_copy(update={"max_length": 6}), r"tensor places.weight is \(3, 4\) .* and \(6, 4\) here"),
         ],
-        ids=["architecture", "missing", "width", "places are no vocabulary"],
+        ids=["architecture", "missing", "places are no vocabulary"],
     )
     def test_another_model(self, tmp_path, had, wanted, message):
         champion(tmp_path / "m", had, 10)
@@ -126,6 +143,31 @@ class TestRefusals:
         with pytest.raises(TrainingError, match=message):
             start_from(model, wanted, (), tmp_path / "m")
         assert same(fresh, model.state_dict())
+
+    @pytest.mark.parametrize(
+        ("had", "changes", "message"),
+        [
+            (SASREC, {"width": 16}, "config.width is 8 in the champion and 16 here; set training.start: fresh, or"),
+            (SASREC, {"heads": 2}, "config.heads is 1 in the champion and 2 here"),
+            (SASREC.model_copy(update={"blocks": 3}), {"blocks": 2}, "config.blocks is 3 in the champion and 2 here"),
+            (SASREC, {"positions": False}, "config.positions is True in the champion and False here"),
+            (ADREC, {"schedule": "cosine"}, "config.schedule is 'trunc_lin' in the champion and 'cosine' here"),
+            (ADREC, {"steps": 8}, "config.steps is 4 in the champion and 8 here"),
+            (ADREC, {"noise_scale": 0.1}, "config.noise_scale is 0.001 in the champion and 0.1 here"),
+            (ADREC, {"seen_padding": True}, "config.seen_padding is False in the champion and True here"),
+            (
+                WRAPPED,
+                {"base": RANKER.model_copy(update={"missing": "zero"})},
+                r"config.base.missing is 'learned' in the champion and 'zero' here",
+            ),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    )
+    def test_another_architecture_by_name_and_both_values(self, tmp_path, had, changes, message):
+        catalogue, fields = (10, ()) if had.kind == "sequence" else (None, FIELDS)
+        champion(tmp_path / "m", had, catalogue, fields)
+        with pytest.raises(TrainingError, match=message):
+            started(tmp_path / "m", had.model_copy(update=changes), catalogue, fields)
 
     def test_fewer_items_than_the_champion(self, tmp_path):
         champion(tmp_path / "m", catalogue=6)
