@@ -54,12 +54,6 @@ def catalogue_cross_entropy_sum(
     return total, valid_N.sum().to(total.dtype)
 
 
-def catalogue_cross_entropy(x_ND: Tensor, e_VD: Tensor, targets_N: Tensor, chunk: int | None = None) -> Tensor:
-    """The mean of `catalogue_cross_entropy_sum`: 0, with a graph, without any valid target."""
-    total, count = catalogue_cross_entropy_sum(x_ND, e_VD, targets_N, chunk)
-    return total / count.clamp(min=1)
-
-
 def countable(targets_N: Tensor, candidates: int, *others: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """(which targets are valid, the targets, the others by position), rid of what stands at invalid ones.
 
