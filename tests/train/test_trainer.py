@@ -1,4 +1,4 @@
-"""Whole runs on a private Ray cluster of two CPUs: two workers, a crash, errors, the artifact."""
+"""Whole runs on a private Ray cluster of two CPUs: two workers, errors, the artifact. Crashes: tests/faults."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from infra.cluster import RaySettings, cluster
 from infra.errors import EnvironmentProblem, TrainingError
 from tests.train.tables import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
-from train import checkpoint, loop, trainer, validation
+from train import checkpoint, trainer, validation
 from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
 from train.job import Job, opened
 from train.loop import Worker
@@ -52,25 +52,6 @@ def request_for(root: Path, model=SASREC, name: str = "run", **settings) -> Trai
 def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
     """The last weights of a run, not its best."""
     return checkpoint.latest_valid(checkpoint.candidates(root / "runs" / name))[1].body.model
-
-
-def crash_once(config):
-    """train_worker, but rank 1 dies on reporting its second epoch, once."""
-    import ray.train
-
-    report, scar = ray.train.report, Path(config["run"]) / "crashed"
-
-    def dying_report(metrics, *args, **kwargs):
-        if metrics["epoch"] == 2 and not scar.exists() and ray.train.get_context().get_world_rank() == 1:
-            scar.touch()
-            raise RuntimeError("pulled the plug")
-        report(metrics, *args, **kwargs)
-
-    ray.train.report = dying_report
-    try:
-        loop.train_worker(config)
-    finally:
-        ray.train.report = report
 
 
 def test_a_cluster_that_is_not_there():
@@ -123,19 +104,6 @@ class TestOnRay:
         with opened(job_of(request), 0, 1) as splits:
             _, value = validation.validate(loaded.model, splits.valid, request.training, 0, 1, CPU)
         assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)
-
-    @pytest.mark.slow
-    def test_a_crashed_worker_changes_nothing(self, tmp_path, monkeypatch):
-        straight = request_for(tmp_path, ADREC, "straight", workers=2, max_failures=0, epochs=4)
-        fit(straight, tmp_path / "a", tmp_path / "runs")
-        monkeypatch.setattr(trainer, "train_worker", crash_once)
-        crashed = request_for(tmp_path, ADREC, "crashed", workers=2, max_failures=1, epochs=4)
-        fit(crashed, tmp_path / "b", tmp_path / "runs")
-        assert (tmp_path / "runs" / "crashed" / "crashed").exists()
-        left, right = weights(tmp_path, "straight"), weights(tmp_path, "crashed")
-        assert left.keys() == right.keys()
-        assert all(torch.equal(left[name], right[name]) for name in left)
-        assert len(checkpoint.candidates(tmp_path / "runs" / "straight")) == 2  # keep_checkpoints
 
     def test_a_workers_error_is_one_message(self, tmp_path):
         hopeless = request_for(tmp_path, name="hopeless", learning_rate=1e30, workers=2)
