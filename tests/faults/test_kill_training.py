@@ -15,12 +15,10 @@ from tests.pipelines.commands import logs2rec
 
 pytestmark = pytest.mark.fault
 
-#: Long enough to be hit in the middle, with a checkpoint in every epoch.
+#: Long enough to be hit in the middle, with a checkpoint in every epoch; the shared log has 43 rows to train on.
+SETTINGS = {"epochs": 20, "checkpoint_every": 1, "batch_size": 8}
 TRAINING = [
-    "--set",
-    "retrieval.candidate.training.epochs=20",
-    "--set",
-    "retrieval.candidate.training.checkpoint_every=1",
+    word for name, value in SETTINGS.items() for word in ("--set", f"retrieval.candidate.training.{name}={value}")
 ]
 
 
