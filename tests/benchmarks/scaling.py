@@ -1,6 +1,7 @@
 """Two workers beside one, on real Ray Train runs: the same global batch, one CPU thread each, two cores.
 
-`speedup_two_workers`: examples per second of training over those of one worker; ADRec, D = 128. Runs alternate.
+`speedup_two_workers`: examples per second of the second epoch over those of one worker; ADRec, D = 128. Runs
+alternate. The first epoch has what comes once: the rehearsal, and the first step of DistributedDataParallel.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -36,8 +38,10 @@ def request(folder: Path, workers: int, name: str, **settings: object) -> TrainR
 
 def examples_per_second(folder: Path, workers: int, repetition: int) -> float:
     """Of one run."""
-    run = request(folder, workers, f"run-{workers}-{repetition}", epochs=1)
-    return float(fit(run, folder / run.run_name, folder / "runs")["examples_per_second"])
+    told: list[dict[str, Any]] = []
+    run = request(folder, workers, f"run-{workers}-{repetition}", epochs=2, validate_every=2)
+    fit(run, folder / run.run_name, folder / "runs", told.append)
+    return float(told[-1]["examples_per_second"])
 
 
 def main() -> None:
