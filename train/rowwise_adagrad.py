@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
+from train.ranks import sum_over_ranks
 
 ACCUMULATOR = "sum"
 
@@ -82,9 +82,7 @@ def shard_square_norm(shards: Iterable[nn.Parameter]) -> Tensor:
         if shard.grad is not None:
             shard.grad = shard.grad.coalesce()
             total += shard.grad.values().double().square().sum()
-    if shards and dist.is_initialized():
-        dist.all_reduce(total)
-    return total
+    return sum_over_ranks(total) if shards else total
 
 
 @torch.no_grad()

@@ -53,7 +53,8 @@ class SequenceData:
         left out. Raises TrainingError when no row is left.
         """
         table = lake.read("sequences", version, {"as_of": as_of, "split": split}, COLUMNS)
-        ties = shown_and_predicted(table)
+        items, next_items = shown_and_predicted(table)
+        ties = [items] if next_items is items else [items, next_items]
         table = in_own_order(table, ["user", "target_ts"], [tie.fingerprints() for tie in ties])
         if split == "train":
             data = cls.chunks(table, max_length, packed)

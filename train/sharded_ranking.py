@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from infra.tables import FIRST_INDEX
 from train.ranking import MISS, SCORES_AT_ONCE
+from train.ranks import sum_over_ranks
 from train.sharded import ShardedTable, require_group
 
 #: (index_C, whether each is a candidate, s_AC) of one chunk of a shard.
@@ -42,8 +43,8 @@ def sharded_target_ranks(
     # One shape for every product on every rank, so that equal rows have equal scores wherever they lie.
     chunk = chunk or SCORES_AT_ONCE // max(1, u_ARD.shape[0] * u_ARD.shape[1])
     chunk = max(1, min(chunk, table.rows // world))
-    own_A = _sum(_own_scores(_scores(u_ARD, table, chunk), target_A, world), world)
-    count_2A = _sum(_rivals(_scores(u_ARD, table, chunk), own_A, target_A, history_AH, world), world)
+    own_A = sum_over_ranks(_own_scores(_scores(u_ARD, table, chunk), target_A, world))
+    count_2A = sum_over_ranks(_rivals(_scores(u_ARD, table, chunk), own_A, target_A, history_AH, world))
     known_A = (target_A >= FIRST_INDEX) & (target_A < table.rows)
     rank_A = torch.where(known_A, 1 + torch.where(own_A.isnan(), count_2A[1], count_2A[0]), MISS)
     return rank_A[table.rank * most :][: len(target_B)]
@@ -109,9 +110,3 @@ def _gather(x_B: Tensor, most: int, world: int) -> Tensor:
     everyone = x_B.new_empty(world * most, *x_B.shape[1:])
     dist.all_gather_into_tensor(everyone, mine)
     return everyone
-
-
-def _sum(x: Tensor, world: int) -> Tensor:
-    if world > 1:
-        dist.all_reduce(x)
-    return x
