@@ -62,7 +62,8 @@ def sampled_cross_entropy_sum(
     once however often it would have been drawn, hence the minimum: so as K grows the loss becomes the full softmax
     (uncapped, its gradient would become that divided by 1 - p_target).
 
-    Rows come from whoever holds the table. Beside inputs and gradients this holds 2^24 logits, whatever N and K.
+    Rows come from whoever holds the table. Beside inputs and gradients this holds losses.LOGITS_AT_ONCE logits,
+    whatever N and K.
     """
     valid_N, targets_N, (x_ND, target_e_ND, log_q_N) = countable(
         targets_N.flatten(), len(negatives_K), x_ND.flatten(0, -2), target_e_ND.flatten(0, -2), log_q_N.flatten()

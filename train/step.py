@@ -104,7 +104,9 @@ class Stepper:
             DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.plain, ignored)
             # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
             # run would add up gradients in another order than one that was never interrupted.
-            self.module = DistributedDataParallel(self.module, find_unused_parameters=True)
+            self.module = DistributedDataParallel(
+                self.module, find_unused_parameters=True, gradient_as_bucket_view=True
+            )
         if settings.compile:
             self.module = torch.compile(self.module, dynamic=True)  # type: ignore[assignment]
 

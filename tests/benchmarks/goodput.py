@@ -20,6 +20,7 @@ from train import trainer
 from train.trainer import TrainRequest, fit
 
 PERIOD = 300
+BATCH = 512
 STEPS = 150
 
 
@@ -38,9 +39,11 @@ def main() -> None:
     """One line of figures."""
     trainer.train_worker = dying_trainer.train_worker
     with tempfile.TemporaryDirectory() as name, cluster(RaySettings(cpus=2)):
-        folder = chunks.lake(Path(name), scaling.BATCH * STEPS, scaling.CATALOGUE)
+        folder = chunks.lake(Path(name), BATCH * STEPS, scaling.CATALOGUE)
         settings = {"epochs": 1, "max_failures": 1, "checkpoint_seconds": 20}
-        undisturbed, killed = (scaling.request(folder, 2, name, **settings) for name in ("undisturbed", "killed"))
+        undisturbed, killed = (
+            scaling.request(folder, BATCH, 2, name, **settings) for name in ("undisturbed", "killed")
+        )
         lost = -seconds(undisturbed, folder, {})
         lost += seconds(killed, folder, {"point": "within a step", "rank": 1, "after": STEPS // 2})
     report("goodput", {"goodput": PERIOD / (PERIOD + lost), "seconds_per_kill": lost})

@@ -64,7 +64,7 @@ def test_value_and_gradient_equal_the_plain_formula(precision, positions, catalo
     dtype, tolerance = precision
     free, given_ = inputs(dtype, positions, catalogue, k, seed)
     given_[0][0], given_[2][0] = 2, -1.0
-    with patch.object(losses, "LOGITS_AT_ONCE", logits):
+    with patch.dict(losses.LOGITS_AT_ONCE, cpu=logits):
         loss, count = sampled_cross_entropy_sum(*free, *given_)
         got = torch.autograd.grad(loss * 3, free)
     expected = plain(*free, *given_)
@@ -162,7 +162,7 @@ def test_padding_and_unknown_are_no_targets_whatever_stands_there(logits):
     proposal = Proposal(torch.arange(30))
     with torch.no_grad():
         x[0], x[1] = torch.nan, 1e30
-    with patch.object(losses, "LOGITS_AT_ONCE", logits):
+    with patch.dict(losses.LOGITS_AT_ONCE, cpu=logits):
         loss, count = table_sampled_cross_entropy_sum(x, rows_of(e), torch.tensor([0, 1, 5]), proposal, 6, seeded())
         dx, de = torch.autograd.grad(loss, (x, e))
         alone, _ = table_sampled_cross_entropy_sum(x[2:], rows_of(e), torch.tensor([5]), proposal, 6, seeded())

@@ -72,9 +72,10 @@ class ADRec(ItemModel):
         CE: mean over targets. MSE: mean over a sequence's targets and D, then over sequences that have any.
         """
         visible = self._visible(batch)
-        x0_BLD = self.items(_followers(batch))
+        # One lookup: its gradient is as large as the table, and a sharded table's rows come in one exchange.
+        shown_BLD, x0_BLD = self.items(torch.stack([batch.items_BL, _followers(batch)])).unbind()
         x_t_BLD, t_BL = self._noised(x0_BLD, batch.targets_BL, generator)
-        c_BLD = self.cam(self.items(batch.items_BL), visible)
+        c_BLD = self.cam(shown_BLD, visible)
         x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible)
         ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
         error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1)
