@@ -14,7 +14,8 @@ from pydantic import Field
 from infra.config import Settings
 from infra.errors import EnvironmentProblem
 
-_QUIET = {
+#: What Ray's processes are told, unless the caller's environment says otherwise.
+QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     # Ray 2.60 warns of a coming change unless one says that workers without a GPU keep seeing it.
@@ -36,9 +37,9 @@ _QUIET = {
 }
 # Ray replaces a 127.0.0.1 given by name with the machine's outward address, and then its servers listen
 # on every interface. This switch (on by default on other systems) is the only one that prevents it.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 if sys.platform == "linux":
-    _LOOPBACK["GLOO_SOCKET_IFNAME"] = "lo"
+    LOOPBACK["GLOO_SOCKET_IFNAME"] = "lo"
 
 
 class RaySettings(Settings):
@@ -59,7 +60,7 @@ def cluster(settings: RaySettings) -> Iterator[None]:
     Raises EnvironmentProblem when the cluster cannot be reached or started.
     """
     private = settings.address is None
-    with _environment({**_QUIET, **(_LOOPBACK if private else {})}):
+    with _environment({**QUIET, **(LOOPBACK if private else {})}):
         import ray
 
         if ray.is_initialized():
@@ -90,7 +91,7 @@ def _start_private(settings: RaySettings) -> None:
     from ray._private import ray_constants
 
     several = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False  # the variable in _LOOPBACK, for when ray was imported earlier
+    ray_constants.ENABLE_RAY_CLUSTER = False  # the variable in LOOPBACK, for when ray was imported earlier
     try:
         ray.init(
             address="local",  # never a stranger's cluster that happens to run on this machine

@@ -251,6 +251,7 @@ def write_manifest(directory: Path, kind: str, version: int) -> None:
     write_json(temporary, {"format": kind, "format_version": version, "files": files})
     temporary.rename(directory / MANIFEST)
     sync(directory)
+    sync(directory.parent)  # older ones may be removed now
 
 
 def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:

@@ -158,6 +158,7 @@ class Worker:
 
     def _enter(self, stage: Stage) -> None:
         """Freeze what the stage freezes; of the other parameters AdamW keeps what it knows."""
+        self._barrier()  # reading may take one rank longer than the patience of what the ranks now do together
         known = self.stepper.optimizer.state if self.stepper is not None else {}
         self.stepper = None  # the previous wrapper's hooks must be gone before the next one sets its own
         sparse = self.shard.optimizer if self.shard else None

@@ -1,8 +1,8 @@
 """Memory maps of a split: made once per node from the pinned version, shared by the ranks there.
 
 One folder per split under a cache on the node's own disk. Whoever comes first makes it, under a lock; it is renamed
-into place when complete, so half a map does not exist. Users hold a shared lock; a folder that nobody holds is
-removed when the next run starts or ends, however its users ended.
+into place when complete and out of it before it is removed, so half a map does not exist. Users hold a shared lock; a
+folder that nobody holds, whole or half, is removed when a run ends, however its own users ended.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from infra.errors import EnvironmentProblem
 
 Arrays = Mapping[str, NDArray[Any]]
-_LOCK, _MAKING = ".lock", ".making"
+_LOCK, _MAKING, _HALF = ".lock", ".making", ".half"
 
 
 def default_cache() -> Path:
@@ -83,15 +83,25 @@ def _locked(path: Path, how: int) -> Iterator[None]:
 
 
 def prune(cache: Path) -> None:
-    """Remove every map that no process holds."""
+    """Remove every map that no process holds, and what is left of one that was being made or removed."""
     for lock in cache.glob(f"*{_LOCK}"):
         with contextlib.suppress(OSError), _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(cache / lock.name.removesuffix(_LOCK), ignore_errors=True)
+            folder = cache / lock.name.removesuffix(_LOCK)
+            half = _cleared(folder)
+            if folder.is_dir():
+                folder.rename(half)  # a process killed within the removal leaves a half, not a map
+                shutil.rmtree(half, ignore_errors=True)
+
+
+def _cleared(folder: Path) -> Path:
+    """Where the map's half stands, and now nothing."""
+    half = folder.with_name(f"{folder.name}{_HALF}")
+    shutil.rmtree(half, ignore_errors=True)
+    return half
 
 
 def _write(folder: Path, arrays: Arrays) -> None:
-    half = folder.with_name(f"{folder.name}.half")
-    shutil.rmtree(half, ignore_errors=True)
+    half = _cleared(folder)
     half.mkdir()
     for name, array in arrays.items():
         np.save(half / f"{name}.npy", array, allow_pickle=False)

@@ -97,18 +97,19 @@ class Stepper:
         for parameter in self.trained:
             if parameter in known:
                 self.optimizer.state[parameter] = known[parameter]
-        self.plain = StageLoss(model, stage, settings.precision)
-        self.module: nn.Module = self.plain
+        self.plain: nn.Module = StageLoss(model, stage, settings.precision)
+        # Compiled inside DDP's wrapper: a rehearsal compiles all there is, without a word to other ranks.
+        self.own: nn.Module = torch.compile(self.plain, dynamic=True) if settings.compile else self.plain  # type: ignore[assignment]
+        self.module = self.own
         if world > 1:
-            ignored = list(sharded_tables(self.plain))
-            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self.plain, ignored)
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+                self.own, list(sharded_tables(self.own))
+            )
             # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
             # run would add up gradients in another order than one that was never interrupted.
             self.module = DistributedDataParallel(
-                self.module, find_unused_parameters=True, gradient_as_bucket_view=True
+                self.own, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
             )
-        if settings.compile:
-            self.module = torch.compile(self.module, dynamic=True)  # type: ignore[assignment]
 
     def step(
         self, batches: Sequence[Any], generator: torch.Generator, learning_rate: float, notices: Sequence[bool]
@@ -147,12 +148,14 @@ class Stepper:
         return flops
 
     def _counted(self, batch: Any, generator: torch.Generator) -> int:
-        with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
-            share, _ = self.plain(batch, batch.counts, generator)
+        def both_passes(module: nn.Module) -> None:
+            share, _ = module(batch, batch.counts, generator)
             torch.autograd.grad(share, [*self.trained, *self.shards], allow_unused=True)  # without the hooks of DDP
-        if self.settings.compile:
-            self.module(batch, batch.counts, generator)[0].backward()
-            self.optimizer.zero_grad(set_to_none=True)
+
+        with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
+            both_passes(self.plain)
+        if self.own is not self.plain:
+            both_passes(self.own)
         return int(counter.get_total_flops())
 
     def _move(self, learning_rate: float) -> None:

@@ -39,6 +39,8 @@ def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, pr
         tokens = int((batches[0].items_BL != 0).sum())
         started = time.perf_counter()
         stepper.step(batches, generator, 1e-3, (False, False))
+        if device.type == "cuda":
+            torch.cuda.synchronize()  # the optimizer, which a step does not wait for
         seconds = time.perf_counter() - started
         if number >= 2:
             shares.append(meter.flops_per_token * tokens / seconds / rate)

@@ -69,7 +69,7 @@ def disturbed(lake: Path, request: TrainRequest, out: Path, monkeypatch: pytest.
 @pytest.mark.parametrize("point", DEATHS)
 def test_a_worker_is_killed(lake, undisturbed, tmp_path, monkeypatch, point, repetition):
     chance = drawn(repetition, point)
-    rank, after = chance.randint(0, 1), chance.randint(*DEATHS[point])
+    rank, after = (list(DEATHS).index(point) + repetition) % 2, chance.randint(*DEATHS[point])
     request = request_for(lake, ADREC, f"killed-{point.replace(' ', '-')}-{repetition}", **RUN)
     run = disturbed(lake, request, tmp_path / "model", monkeypatch, point=point, rank=rank, after=after)
     assert (run / "scar").exists(), f"rank {rank} was not killed after {after}"

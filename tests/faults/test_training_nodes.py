@@ -30,5 +30,18 @@ def test_a_node_is_lost(tmp_path: Path, kind: str) -> None:
     changes = [after for before, after in pairwise([0, *told["workers"]]) if before != after]
     assert changes == [2, 1, 2], told["workers"]
     assert told["metrics"]["epochs"] == EPOCHS
+    first, *later = starts(tmp_path / "runs" / "nodes")
+    assert first == (0, 0)
+    assert min(later) > (0, 0), "nothing was kept of what was done before the node went"
     whole = Counter(str((items[:-1], items[1:])) for items in (chunk[-5:] for chunk in CHUNKS))
     assert [Counter(rows) for rows in used(tmp_path / "runs" / "nodes").values()] == [whole] * EPOCHS
+
+
+def starts(run: Path) -> list[tuple[int, int]]:
+    """Where each attempt of the run began: (epoch, step)."""
+    rows = [json.loads(line) for file in run.glob("used-*.jsonl") for line in file.read_text().splitlines()]
+    first: dict[int, tuple[int, int]] = {}
+    for r in rows:
+        place = (r["epoch"], r["position"])
+        first[r["attempt"]] = min(first.get(r["attempt"], place), place)
+    return [first[attempt] for attempt in sorted(first)]

@@ -67,6 +67,33 @@ def test_what_a_killed_process_held_or_half_made_is_replaced_or_removed(tmp_path
     assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
 
 
+def test_killed_within_the_removal_leaves_no_map(tmp_path):
+    """Else the next run would be given what is left of it."""
+    code = (
+        "import os, shutil, numpy as np\nfrom pathlib import Path\nfrom train import maps\n"
+        "real = shutil.rmtree\n"
+        "def rmtree(path, **how):\n"
+        "    if path.exists(): (path / 'y.npy').unlink(); os._exit(9)\n"
+        "shutil.rmtree = rmtree\n"
+        f"with maps.mapped(Path({str(tmp_path)!r}), 'a', lambda: {{'x': np.ones(3), 'y': np.ones(4)}}): pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == ["a.half"]
+    with mapped(tmp_path, "a", rows) as arrays:
+        assert sorted(arrays) == ["empty", "values"]
+
+
+def test_no_room_left_keeps_none(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        with pytest.raises(EnvironmentProblem, match="No space left"), mapped(tmp_path, "a", rows):
+            pytest.fail("was opened")
+    assert [p.name for p in tmp_path.iterdir() if p.is_dir()] == []
+
+
 def test_an_error_while_making_leaves_nothing_and_is_told(tmp_path):
     def broken():
         raise KeyError("field")
