@@ -37,8 +37,8 @@ class Packing:
 def pack(lengths_S: Ints) -> Packing:
     """Lay out sequences of these lengths (each at least 1) in as few and as narrow rows as fill up well.
 
-    Widths from the longest sequence to four times it are tried until 97 % of the places are used, else the best of
-    them is taken. The same lengths always give the same layout.
+    Widths from the longest sequence to four times it (rounded up to equal rows: at most eight times) are tried until
+    97 % of the places are used, else the best of them is taken. The same lengths always give the same layout.
 
     >>> packing = pack(np.array([2, 5, 3, 5, 4, 1]))
     >>> packing.rows, packing.width, packing.order_S.tolist(), packing.start_S.tolist()
