@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from infra.tables import FIRST_INDEX
 
 #: Logits held at once, by kind of device. In float32 2^22 of them are 16 MiB: on a CPU larger tiles leave the cache
-#: (2^24: 1.2 times the time, and 1.5 times where two processes share a memory bus). A GPU waits for each launch.
+#: (2^24: 1.2 to 1.7 times the time, most where two processes share a memory bus). A GPU waits for each launch.
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**24}
 
 

@@ -108,7 +108,7 @@ class Stepper:
             # Without find_unused_parameters DDP regroups its buckets after the first step, and a resumed
             # run would add up gradients in another order than one that was never interrupted.
             self.module = DistributedDataParallel(
-                self.own, find_unused_parameters=True, gradient_as_bucket_view=True, broadcast_buffers=False
+                self.own, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
 
     def step(

@@ -27,10 +27,10 @@ def matmul_rate(device: torch.device, precision: str) -> float:
     left, right = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
-        _wait(device)
+        wait_for(device)
         started = time.perf_counter()
         left @ right
-        _wait(device)
+        wait_for(device)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best
 
@@ -101,6 +101,7 @@ def _tokens(batch: Any) -> tuple[int, int]:
     return len(batch.label_B), len(batch.label_B)
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all that it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ from train.configs import ADRecConfig, SASRecConfig
 from train.loader import Resident, Share
 from train.protocol import to_device
 from train.settings import TrainingSettings
-from train.throughput import Meter, matmul_rate
+from train.throughput import Meter, matmul_rate, wait_for
 
 CATALOGUE = 20_000
 BATCH = 512
@@ -39,8 +39,7 @@ def share_of_matmul(config: ADRecConfig | SASRecConfig, device: torch.device, pr
         tokens = int((batches[0].items_BL != 0).sum())
         started = time.perf_counter()
         stepper.step(batches, generator, 1e-3, (False, False))
-        if device.type == "cuda":
-            torch.cuda.synchronize()  # the optimizer, which a step does not wait for
+        wait_for(device)  # for the optimizer, which a step does not do
         seconds = time.perf_counter() - started
         if number >= 2:
             shares.append(meter.flops_per_token * tokens / seconds / rate)

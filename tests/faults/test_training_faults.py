@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,9 +125,14 @@ def test_two_workers_then_one_then_two(lake, tmp_path, monkeypatch, repetition):
     assert [Counter(rows) for rows in used(run).values()] == [whole] * 3
 
 
+def steps_made(run: Path) -> list[dict[str, Any]]:
+    """What every step of every rank and attempt wrote down (tests.faults.dying_trainer)."""
+    return [json.loads(line) for file in run.glob("used-*.jsonl") for line in file.read_text().splitlines()]
+
+
 def used(run: Path) -> dict[int, list[str]]:
     """Per epoch what its steps have used; of a step that was made twice, what counted: the last time."""
-    rows = [json.loads(line) for file in run.glob("used-*.jsonl") for line in file.read_text().splitlines()]
+    rows = steps_made(run)
     last = {(r["epoch"], r["position"]): 0 for r in rows}
     for r in rows:
         last[r["epoch"], r["position"]] = max(last[r["epoch"], r["position"]], r["attempt"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.nodes import EPOCHS
-from tests.faults.test_training_faults import used
+from tests.faults.test_training_faults import steps_made, used
 from tests.pipelines.commands import ROOT
 from tests.train.tables import write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS
@@ -39,9 +39,8 @@ def test_a_node_is_lost(tmp_path: Path, kind: str) -> None:
 
 def starts(run: Path) -> list[tuple[int, int]]:
     """Where each attempt of the run began: (epoch, step)."""
-    rows = [json.loads(line) for file in run.glob("used-*.jsonl") for line in file.read_text().splitlines()]
     first: dict[int, tuple[int, int]] = {}
-    for r in rows:
+    for r in steps_made(run):
         place = (r["epoch"], r["position"])
         first[r["attempt"]] = min(first.get(r["attempt"], place), place)
     return [first[attempt] for attempt in sorted(first)]
