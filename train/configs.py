@@ -61,20 +61,45 @@ class ADRecConfig(TransformerShape):
 
     kind: ClassVar[str] = "sequence"
     model: Literal["adrec"] = "adrec"
+    denoiser: Literal["attention", "mlp"] = "attention"
+    """ADM: causal Transformer blocks, or D -> 4D -> D at each position."""
     denoiser_blocks: int = Field(2, ge=1)
-    """Blocks of the attention denoiser (ADM)."""
+    """Blocks of the attention denoiser."""
+    positions: bool = False
+    """Learned positions beside the history's items; the published code has none."""
     steps: int = Field(32, ge=1)
     """T: steps of the diffusion process."""
-    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "trunc_lin"
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "trunc_cos", "pw_lin", "beta"] = "trunc_lin"
     """Noise schedule (train/diffusion/schedules.py)."""
+    independent: bool = True
+    """A step of its own for every token, as published; False draws one for each sequence."""
+    sampler: Literal["ancestral", "ddim"] = "ancestral"
+    """How a reverse step is made: with fresh noise, as published, or without (DDIM)."""
     noise_scale: float = Field(0.001, gt=0)
-    """lambda: weight of the noisy target and its time code beside the history's encoding; 0.001 as published."""
+    """lambda: weight of the noisy target and its time code beside the history's encoding; 0.001 as published, with
+    which the process does nothing (peers.md B1)."""
+    noise_scaling: Literal["fixed", "learned", "normalised"] = "fixed"
+    """lambda as it stands; or trained, beginning there; or as it stands with targets brought to length sqrt(D) first,
+    which is that of the history's encoding and of the noise."""
+    self_conditioning: bool = False
+    """The denoiser also sees its own last answer (Chen et al., 2022); in training in every second step."""
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance: x0_hat = without history + guidance * (with - without); 1 is none."""
+    guidance_drop: float = Field(0.3, ge=0, lt=1)
+    """Share of the sequences whose history is hidden in training, if `guidance` is not 1."""
+    ce_weight: float = Field(1.0, ge=0)
+    """Weight of the cross-entropy; the total is 0.5 * (ce_weight * CE + mse_weight * MSE), at 1 and 1 that of the
+    published code."""
     mse_weight: float = Field(1.0, ge=0)
-    """Weight of the MSE beside the cross-entropy; the total is 0.5 * (CE + weight * MSE) as in the published code."""
+    """Weight of the MSE to the target's vector."""
+    combine: Literal["average", "project"] = "average"
+    """The two gradients as they are (published code), or each without what is against the other (PCGrad, the paper)."""
     pretrain_share: float = Field(0.3, ge=0, lt=1)
     """Share of the epochs for stage 1: the item table alone, under a SASRec without positions. 0 skips it."""
     align_share: float = Field(0.1, ge=0, lt=1)
     """Share of the epochs for stage 2: everything but the item table, which is frozen. 0 skips it."""
+    align_loss: Literal["both", "mse"] = "both"
+    """Stage 2 on the whole loss (published code) or on the MSE alone (the paper, by one account: papers.md 2.4)."""
     seen_padding: bool = False
     """True repeats the published mask, under which real positions attend to padding (peers.md, defect 4)."""
 
@@ -87,6 +112,16 @@ class ADRecConfig(TransformerShape):
     def _stages_leave_room(self) -> ADRecConfig:
         if self.pretrain_share + self.align_share >= 1:
             raise ValueError("pretrain_share + align_share must stay below 1: the rest is the fine-tuning stage")
+        return self
+
+    @model_validator(mode="after")
+    def _an_objective(self) -> ADRecConfig:
+        if not self.ce_weight and not self.mse_weight:
+            raise ValueError("ce_weight and mse_weight are both 0: nothing is left to train on; raise one of them")
+        if self.align_share and self.align_loss == "mse" and not self.mse_weight:
+            raise ValueError("align_loss: mse needs mse_weight above 0; raise it, or set align_loss: both")
+        if self.combine == "project" and not (self.ce_weight and self.mse_weight):
+            raise ValueError("combine: project needs both ce_weight and mse_weight; set combine: average")
         return self
 
 

@@ -4,12 +4,17 @@ Post-LayerNorm blocks (eps 1e-12, feed-forward 4D with tanh-GELU), as in the pub
 ADRec code (papers.md 2.1). Unlike that code, a position reads its own sequence only: never padding, so
 results do not depend on its amount (peers.md, defect 4), and never another sequence of the same row.
 
-Shapes: B batch, L length, D width, H heads, A = D / H width of a head.
+Reading of a history that stays as it is while only its last token changes (a reverse process): `prefill` keeps the
+keys and values of all tokens but the last, `extend` runs the last one over them at the cost of one token.
+
+Shapes: B batch, L length, D width, H heads, A = D / H width of a head, C = L - 1 tokens kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +35,13 @@ def item_embedding(catalogue: int, width: int) -> nn.Embedding:
     return table
 
 
+def place_embedding(length: int, width: int) -> nn.Embedding:
+    """Learned positions from N(0, 0.02^2), counted from the first event of the (cut) history."""
+    places = nn.Embedding(length, width)
+    nn.init.normal_(places.weight, std=EMBEDDING_STD)
+    return places
+
+
 @dataclass(frozen=True)
 class Visible:
     """What a position may read, computed once per batch for all blocks.
@@ -45,6 +57,18 @@ class Visible:
         """Own sequence and earlier ones of it; with `seen_padding` everything earlier in the row."""
         return cls(None if seen_padding else attention_mask(place_BL), items_BL != PADDING)
 
+    def without_last(self) -> Visible:
+        """The same of all tokens but the last."""
+        mask_B1CC = None if self.mask_B1LL is None else self.mask_B1LL[:, :, :-1, :-1]
+        return Visible(mask_B1CC, self.real_BL[:, :-1])
+
+    def bias_of_last(self, dtype: torch.dtype) -> Tensor | None:
+        """bias_B11L of the last token's scores; None where it sees everything."""
+        if self.mask_B1LL is None or bool(self.mask_B1LL[:, :, -1].all()):
+            return None
+        seen_B11L = self.mask_B1LL[:, :, -1:]
+        return torch.zeros_like(seen_B11L, dtype=dtype).masked_fill(~seen_B11L, torch.finfo(dtype).min)
+
 
 def attention_mask(place_BL: Tensor) -> Tensor:
     """mask_B1LL: query q may read key k where k <= q and k is of the same sequence, that is k >= q - place of q.
@@ -57,6 +81,18 @@ def attention_mask(place_BL: Tensor) -> Tensor:
     at_L = torch.arange(place_BL.shape[1], device=place_BL.device)
     first_BL = at_L - place_BL
     return ((at_L <= at_L[:, None]) & (at_L >= first_BL[..., None]))[:, None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Keys and values of one block's earlier tokens, with a free place for the last; rows are users.
+
+    `bias_B11L` is 0 where the last token may look and the smallest number elsewhere; None: everywhere.
+    """
+
+    k_BHLA: Tensor
+    v_BHLA: Tensor
+    bias_B11L: Tensor | None
 
 
 class CausalSelfAttention(nn.Module):
@@ -77,14 +113,35 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """y_BLD."""
+        return self._attend(x_BLD, self._split(self.key(x_BLD)), self._split(self.value(x_BLD)), visible)
+
+    def prefill(self, x_BCD: Tensor, visible: Visible, bias_B11L: Tensor | None) -> tuple[Tensor, Kept]:
+        """(y_BCD, what `extend` needs of these tokens)."""
+        k_BHCA, v_BHCA = self._split(self.key(x_BCD)), self._split(self.value(x_BCD))
+        kept = Kept(F.pad(k_BHCA, (0, 0, 0, 1)), F.pad(v_BHCA, (0, 0, 0, 1)), bias_B11L)
+        return self._attend(x_BCD, k_BHCA, v_BHCA, visible), kept
+
+    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
+        """y_BD of one more token after those kept, which writes its own key and value into the free place."""
+        B, H = len(x_BD), self.heads
+        kept.k_BHLA[:, :, -1] = self.key(x_BD).view(B, H, -1)
+        kept.v_BHLA[:, :, -1] = self.value(x_BD).view(B, H, -1)
+        q_BH1A = self.query(x_BD).view(B, H, 1, -1) * kept.k_BHLA.shape[-1] ** -0.5
+        # On a CPU two small products are faster than a fused kernel made for many queries.
+        weight_BH1L = q_BH1A @ kept.k_BHLA.mT
+        if kept.bias_B11L is not None:
+            weight_BH1L = weight_BH1L + kept.bias_B11L
+        return self.out((weight_BH1L.softmax(dim=-1) @ kept.v_BHLA).view(B, -1))
+
+    def _attend(self, x_BLD: Tensor, k_BHLA: Tensor, v_BHLA: Tensor, visible: Visible) -> Tensor:
         q_BLD = self.query(x_BLD)
         if visible.mask_B1LL is None:
             # A zero query scores every key 0: the uniform weights of the published pad rows.
             q_BLD = q_BLD * visible.real_BL[..., None]
         y_BHLA = F.scaled_dot_product_attention(
             self._split(q_BLD),
-            self._split(self.key(x_BLD)),
-            self._split(self.value(x_BLD)),
+            k_BHLA,
+            v_BHLA,
             attn_mask=visible.mask_B1LL,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=visible.mask_B1LL is None,
@@ -113,8 +170,20 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """x_BLD of the next block."""
-        x_BLD = self.attention_norm(x_BLD + self.dropout(self.attention(x_BLD, visible)))
-        return self.feed_forward_norm(x_BLD + self.dropout(self.feed_forward(x_BLD)))
+        return self._after(x_BLD, self.attention(x_BLD, visible))
+
+    def prefill(self, x_BCD: Tensor, visible: Visible, bias_B11L: Tensor | None) -> tuple[Tensor, Kept]:
+        """(x_BCD of the next block, what `extend` needs of these tokens)."""
+        y_BCD, kept = self.attention.prefill(x_BCD, visible, bias_B11L)
+        return self._after(x_BCD, y_BCD), kept
+
+    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
+        """x_BD of the next block, for one more token after those kept."""
+        return self._after(x_BD, self.attention.extend(x_BD, kept))
+
+    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = self.attention_norm(x + self.dropout(attended))
+        return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
 
 class CausalTransformer(nn.Module):
@@ -130,6 +199,27 @@ class CausalTransformer(nn.Module):
         for block in self.blocks:
             x_BLD = block(x_BLD, visible)
         return x_BLD
+
+    def prefill(self, x_BCD: Tensor, visible: Visible) -> list[Kept]:
+        """What `extend` needs of the tokens before the last. `visible` is that of all L tokens, the last included.
+
+        Evaluation only: dropout would be drawn once for all steps.
+        """
+        bias_B11L = visible.bias_of_last(x_BCD.dtype)
+        kept = []
+        for block in self._stack():
+            x_BCD, keys = block.prefill(x_BCD, visible.without_last(), bias_B11L)
+            kept.append(keys)
+        return kept
+
+    def extend(self, x_BD: Tensor, kept: Sequence[Kept]) -> Tensor:
+        """y_BD of the last token, equal to the last position of `forward`."""
+        for block, keys in zip(self._stack(), kept, strict=True):
+            x_BD = block.extend(x_BD, keys)
+        return x_BD
+
+    def _stack(self) -> list[Block]:
+        return cast(list[Block], list(self.blocks))
 
 
 class HistoryEncoder(nn.Module):

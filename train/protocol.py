@@ -6,7 +6,7 @@ user, F categorical fields, G numeric fields, N all fields, K values of a multi-
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -92,6 +92,22 @@ class SequenceBatch:
         """
         items_BL = self.items_BL if self.items_BL.shape[1] else self.items_BL.new_zeros(len(self.items_BL), 1)
         return SequenceBatch.left_padded(items_BL[:, -length:])
+
+    def by_length(self, rows: int = 64) -> Iterator[tuple[Tensor, SequenceBatch]]:
+        """Left-padded histories of similar length, up to `rows` at once, as (their places in this batch, the batch
+        as wide as its longest): hardly anything of what is computed on them is padding.
+
+        >>> batch = SequenceBatch.left_padded(torch.tensor([[5, 6, 7], [0, 0, 8]]))
+        >>> [(places.tolist(), part.items_BL.tolist()) for places, part in batch.by_length(rows=1)]
+        [([1], [[8]]), ([0], [[5, 6, 7]])]
+        """
+        length_B = (self.items_BL != PADDING).sum(dim=1)
+        for places in length_B.argsort(stable=True).split(rows):
+            yield places, self.rows(places).latest(max(1, int(length_B[places[-1]])))
+
+    def rows(self, places: Tensor) -> SequenceBatch:
+        """Some of the rows."""
+        return SequenceBatch(self.items_BL[places], self.targets_BL[places], self.place_BL[places])
 
     @property
     def counts(self) -> dict[str, Tensor]:

@@ -49,6 +49,8 @@ class GaussianDiffusion(nn.Module):
 
     signal_T: Tensor
     noise_T: Tensor
+    signal_before_T: Tensor
+    noise_before_T: Tensor
     of_x0_T: Tensor
     of_xt_T: Tensor
     log_variance_T: Tensor
@@ -68,6 +70,8 @@ class GaussianDiffusion(nn.Module):
         for name, value in {
             "signal_T": abar_T.sqrt(),
             "noise_T": (1 - abar_T).sqrt(),
+            "signal_before_T": before_T.sqrt(),
+            "noise_before_T": (1 - before_T).sqrt(),
             "of_x0_T": beta_T * before_T.sqrt() / (1 - abar_T),
             "of_xt_T": (1 - before_T) * alpha_T.sqrt() / (1 - abar_T),
             "log_variance_T": variance_T.log(),
@@ -93,8 +97,25 @@ class GaussianDiffusion(nn.Module):
         mean = _at(self.of_x0_T, t, x_t) * x0_hat + _at(self.of_xt_T, t, x_t) * x_t
         return mean, _at(self.log_variance_T, t, x_t)
 
-    def sample(self, denoise: Denoiser, x_T: Tensor, steps: int | None, generator: torch.Generator) -> Tensor:
-        """x_0 by ancestral sampling from x_T; `steps` below T samples the strided process, None all T.
+    def implied_step(self, x0_hat: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """x_{t-1} along the noise that x_t and x0_hat imply, without new noise (DDIM, Song et al. 2021, eta = 0).
+
+        eps = (x_t - sqrt(abar_t) x0_hat) / sqrt(1 - abar_t); x_{t-1} = sqrt(abar_{t-1}) x0_hat + sqrt(1 - abar_{t-1})
+        eps, abar before step 0 being 1: then it is x0_hat.
+        """
+        eps = (x_t - _at(self.signal_T, t, x_t) * x0_hat) / _at(self.noise_T, t, x_t)
+        return _at(self.signal_before_T, t, x_t) * x0_hat + _at(self.noise_before_T, t, x_t) * eps
+
+    def sample(
+        self,
+        denoise: Denoiser,
+        x_T: Tensor,
+        steps: int | None,
+        generator: torch.Generator,
+        deterministic: bool = False,
+    ) -> Tensor:
+        """x_0 from x_T by ancestral sampling, or `deterministic` (DDIM); `steps` below T samples the strided process,
+        None all T.
 
         The strided process keeps abar at the chosen steps and takes its own betas and posterior from
         them; the denoiser still hears the step indices of the full process.
@@ -106,7 +127,11 @@ class GaussianDiffusion(nn.Module):
         for i in reversed(range(len(chosen))):
             t = torch.full(x.shape[:-1], int(chosen[i]), dtype=torch.int64, device=x.device)
             own_t = torch.full_like(t, i)
-            x, log_variance = process.posterior(denoise(x, t), x, own_t)
+            x0_hat = denoise(x, t)
+            if deterministic:
+                x = process.implied_step(x0_hat, x, own_t)
+                continue
+            x, log_variance = process.posterior(x0_hat, x, own_t)
             if i > 0:
                 x = x + (0.5 * log_variance).exp() * draw_noise(x, generator)
         return x

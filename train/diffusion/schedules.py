@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +45,32 @@ def _trunc_lin(steps: int) -> Tensor:
     return torch.linspace(start, end, steps, dtype=torch.float64)
 
 
+def _trunc_cos(steps: int) -> Tensor:
+    """abar_i = cos^2((i/T + 0.1) / 1.1 * pi/2): a cosine whose nearly noiseless beginning is cut off (Diffusion-LM)."""
+    betas = _betas_from(lambda x: math.cos((x + 0.1) / 1.1 * math.pi / 2) ** 2, steps)
+    first = 1 - math.cos(0.1 / 1.1 * math.pi / 2) ** 2
+    return torch.cat([betas.new_tensor([first]), betas[:-1]])
+
+
+def _pw_lin(steps: int) -> Tensor:
+    """Ten steps linear down from s/10000 + 0.01 to s/10000, the others linear up to s/50 (Diffusion-LM)."""
+    if steps <= 10:
+        raise ConfigError(f"steps: schedule pw_lin needs more than 10 steps, not {steps}; choose another schedule")
+    scale = 1000 / steps
+    first = torch.linspace(scale * 0.0001 + 0.01, scale * 0.0001, 10, dtype=torch.float64)
+    return torch.cat([first, torch.linspace(scale * 0.0001, scale * 0.02, steps - 10, dtype=torch.float64)]).clamp(
+        max=MAX_BETA
+    )
+
+
+def _beta(steps: int) -> Tensor:
+    """abar_i = the quantile 1 - (i + 1) / (T + 1) of Beta(0.3, 10) (papers.md 2.2; the grid is ours)."""
+    from scipy.stats import beta
+
+    abar = beta.ppf(1 - np.arange(1, steps + 1) / (steps + 1), 0.3, 10)
+    return torch.from_numpy(1 - abar / np.concatenate([[1.0], abar[:-1]]))
+
+
 def _linear(steps: int) -> Tensor:
     """Linear from s/10000 to s/50 (Ho et al., 2020, stretched), held below 1 where T < 21."""
     scale = 1000 / steps
@@ -72,4 +99,7 @@ SCHEDULES: dict[str, Callable[[int], Tensor]] = {
     "linear": _linear,
     "cosine": _cosine,
     "sqrt": _sqrt,
+    "trunc_cos": _trunc_cos,
+    "pw_lin": _pw_lin,
+    "beta": _beta,
 }

@@ -11,6 +11,7 @@ Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +23,18 @@ from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
 from train.item_table import ItemModel, ItemTable
-from train.layers import CausalTransformer, HistoryEncoder, Visible, initialise
+from train.layers import (
+    LAYER_NORM_EPS,
+    CausalTransformer,
+    HistoryEncoder,
+    Kept,
+    Visible,
+    initialise,
+    place_embedding,
+)
 from train.protocol import LossParts, SequenceBatch, Stage, Term
+
+_USERS_AT_ONCE = 64
 
 
 class TimeEmbedding(nn.Module):
@@ -31,14 +42,15 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, steps: int) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.steps = width, steps
         self.scale = 1000 / steps
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
         self.apply(initialise)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """(..., D) of steps (...)."""
-        return self.mlp(sinusoid(t * self.scale, self.width))
+    def of_steps(self) -> Tensor:
+        """temb_TD: the code of every step; there are fewer of them than tokens."""
+        t_T = torch.arange(self.steps, device=next(self.parameters()).device)
+        return self.mlp(sinusoid(t_T * self.scale, self.width))
 
 
 def sinusoid(time: Tensor, width: int) -> Tensor:
@@ -54,6 +66,28 @@ def sinusoid(time: Tensor, width: int) -> Tensor:
     return nn.functional.pad(code, (0, width - 2 * half))
 
 
+class MLPDenoiser(nn.Module):
+    """ADM without attention: D -> 4D -> D with SiLU, then LayerNorm (papers.md 2.1); each token for itself."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
+        self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        self.apply(initialise)
+
+    def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
+        """y_BLD."""
+        return self.norm(self.mlp(x_BLD))
+
+    def prefill(self, x_BCD: Tensor, visible: Visible) -> list[Kept]:
+        """Nothing: the last token reads no other."""
+        return []
+
+    def extend(self, x_BD: Tensor, kept: Sequence[Kept]) -> Tensor:
+        """y_BD of the last token."""
+        return self.norm(self.mlp(x_BD))
+
+
 class ADRec(ItemModel):
     """The model, its loss, its last-token sampler and its three stages."""
 
@@ -61,26 +95,41 @@ class ADRec(ItemModel):
         super().__init__(config, catalogue, items)
         self.config = config
         self.cam = self._history_encoder()
-        self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
+        self.adm: CausalTransformer | MLPDenoiser = MLPDenoiser(config.width)
+        if config.denoiser == "attention":
+            self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
         self.time = TimeEmbedding(config.width, config.steps)
         self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
+        self.places = place_embedding(config.max_length, config.width) if config.positions else None
+        self.own_answer = nn.Linear(config.width, config.width, bias=False) if config.self_conditioning else None
+        learned = config.noise_scaling == "learned"
+        self.noise_scale = nn.Parameter(torch.tensor(config.noise_scale)) if learned else config.noise_scale
         self.pretrain_encoder = self._history_encoder() if config.pretrain_share else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
-        """0.5 * (CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
+        """0.5 * (ce_weight * CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
 
         CE: mean over targets. MSE: mean over a sequence's targets and D, then over sequences that have any.
         """
         visible = self._visible(batch)
         # One lookup: its gradient is as large as the table, and a sharded table's rows come in one exchange.
-        shown_BLD, x0_BLD = self.items(torch.stack([batch.items_BL, _followers(batch)])).unbind()
-        x_t_BLD, t_BL = self._noised(x0_BLD, batch.targets_BL, generator)
-        c_BLD = self.cam(shown_BLD, visible)
-        x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible)
-        ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
-        error_BL = (x0_hat_BLD - x0_BLD).square().mean(dim=-1)
-        mse = (error_BL * _share_of_sequence(batch)).sum()
-        terms = {"ce": Term(ce, "targets", 0.5), "mse": Term(mse, "sequences", 0.5 * self.config.mse_weight)}
+        shown_BLD, target_BLD = self.items(torch.stack([batch.items_BL, _followers(batch)])).unbind()
+        x_t_BLD, t_BL = self._noised(self._in_process(target_BLD), batch, generator)
+        c_BLD = self._hidden_for_some(self.cam(self._placed(shown_BLD, batch), visible), batch, generator)
+        r_BLD = c_BLD + self.noise_scale * (x_t_BLD + self.time.of_steps()[t_BL])
+        if self.own_answer is not None and torch.rand((), generator=generator, device=generator.device) < 0.5:
+            with torch.no_grad():
+                own_BLD = self._in_process(self.adm(r_BLD, visible))
+            r_BLD = r_BLD + self.own_answer(own_BLD)
+        x0_hat_BLD = self.adm(r_BLD, visible)
+        terms = {}
+        if self.config.ce_weight:
+            ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
+            terms["ce"] = Term(ce, "targets", 0.5 * self.config.ce_weight)
+        if self.config.mse_weight:
+            error_BL = (x0_hat_BLD - target_BLD).square().mean(dim=-1)
+            mse = (error_BL * _share_of_sequence(batch)).sum()
+            terms["mse"] = Term(mse, "sequences", 0.5 * self.config.mse_weight)
         return LossParts(terms, batch.counts)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
@@ -91,27 +140,38 @@ class ADRec(ItemModel):
         ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
         return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
+    def align_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Stage 2: the loss, or its MSE alone."""
+        parts = self.loss(batch, generator)
+        if self.config.align_loss == "both":
+            return parts
+        return LossParts({"mse": parts.terms["mse"]}, parts.counts)
+
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
 
-        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout.
-        The last starts from N(0, I). The history is encoded once (papers.md 2.2).
+        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout, and so do
+        their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
+        starts from N(0, I). With 0 steps it is one pass without noise: x0_hat at step T-1 of x_t = 0.
         """
+        width = self.config.width
+        noise_BD = draw_noise(self.items.weight.new_empty(len(batch.items_BL), width), generator)
         batch = batch.latest(self.config.max_length)
-        items_BL, visible = batch.items_BL, self._visible(batch)
-        c_BLD = self.cam(self.items(items_BL), visible)
-        # As in training, a padded position has no target, even where the first event follows it.
-        known_BLD = self.items(items_BL[:, 1:] * visible.real_BL[:, :-1])
-        known_t_BL = torch.zeros_like(items_BL[:, 1:])
+        rows = len(batch.items_BL) if self.config.seen_padding else _USERS_AT_ONCE
+        readers = [(places, _Reader(self, part)) for places, part in batch.by_length(rows)]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
-            x_t_BLD = torch.cat([known_BLD, x_t_BD[:, None]], dim=1)
-            t_BL = torch.cat([known_t_BL, t_B[:, None]], dim=1)
-            return self._denoise(c_BLD, x_t_BLD, t_BL, visible)[:, -1]
+            x0_hat_BD = torch.empty_like(x_t_BD)
+            for places, reader in readers:
+                x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places])
+            return x0_hat_BD
 
-        start_BD = draw_noise(c_BLD[:, -1], generator)
-        return self.diffusion.sample(denoise, start_BD, steps, generator)[:, None]
+        if steps == 0:
+            last_B = torch.full((len(noise_BD),), self.diffusion.steps - 1, device=noise_BD.device)
+            return denoise(torch.zeros_like(noise_BD), last_B)[:, None]
+        deterministic = self.config.sampler == "ddim"
+        return self.diffusion.sample(denoise, noise_BD, steps, generator, deterministic)[:, None]
 
     def stages(self) -> list[Stage]:
         """pretrain (table and its own encoder), align (table frozen), finetune (papers.md 2.4).
@@ -119,10 +179,11 @@ class ADRec(ItemModel):
         A stage whose share is 0 is left out.
         """
         pretrain, align = self.config.pretrain_share, self.config.align_share
+        others = {name.split(".")[0] for name, _ in self.named_parameters()} - {"items", "pretrain_encoder"}
         spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
         stages = [
-            Stage("pretrain", pretrain, self.pretrain_loss, frozen=("cam.", "adm.", "time.")),
-            Stage("align", align, self.loss, frozen=("items.", *spent)),
+            Stage("pretrain", pretrain, self.pretrain_loss, frozen=tuple(sorted(others))),
+            Stage("align", align, self.align_loss, frozen=("items.", *spent)),
             Stage("finetune", 1 - pretrain - align, self.loss, frozen=spent),
         ]
         return [stage for stage in stages if stage.share > 0]
@@ -134,18 +195,62 @@ class ADRec(ItemModel):
     def _visible(self, batch: SequenceBatch) -> Visible:
         return Visible.of(batch.items_BL, batch.place_BL, self.config.seen_padding)
 
-    def _noised(self, x0_BLD: Tensor, targets_BL: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """(x_t, t): t uniform and independent per token; padding keeps x_0 and t = 0."""
-        t_BL = torch.randint(self.diffusion.steps, targets_BL.shape, generator=generator, device=generator.device).to(
-            targets_BL.device
-        )
-        padded_BL = targets_BL == PADDING
+    def _placed(self, shown_BLD: Tensor, batch: SequenceBatch) -> Tensor:
+        return shown_BLD if self.places is None else shown_BLD + self.places(batch.place_BL)
+
+    def _in_process(self, x: Tensor) -> Tensor:
+        """Target vectors as the process has them: with `normalised`, of length sqrt(D)."""
+        if self.config.noise_scaling != "normalised":
+            return x
+        return F.normalize(x, dim=-1) * math.sqrt(self.config.width)
+
+    def _noised(self, x0_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """(x_t, t): t uniform, of each token or each sequence; padding keeps x_0 and t = 0."""
+        t_BL = torch.randint(self.diffusion.steps, batch.items_BL.shape, generator=generator, device=generator.device)
+        t_BL = t_BL.to(x0_BLD.device)
+        if not self.config.independent:
+            t_BL = t_BL.flatten()[batch.sequence_of()].view_as(t_BL)
+        padded_BL = batch.targets_BL == PADDING
         x_t_BLD = self.diffusion.q_sample(x0_BLD, t_BL, draw_noise(x0_BLD, generator))
         return torch.where(padded_BL[..., None], x0_BLD, x_t_BLD), t_BL.masked_fill(padded_BL, 0)
 
-    def _denoise(self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, visible: Visible) -> Tensor:
-        """x0_hat_BLD = ADM(c + lambda (x_t + temb(t)))."""
-        return self.adm(c_BLD + self.config.noise_scale * (x_t_BLD + self.time(t_BL)), visible)
+    def _hidden_for_some(self, c_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
+        """With guidance, zeros for some sequences: the model learns to answer without a history too."""
+        if self.config.guidance == 1:
+            return c_BLD
+        chance_BL = torch.rand(batch.items_BL.shape, generator=generator, device=generator.device).to(c_BLD.device)
+        shown_BL = chance_BL.flatten()[batch.sequence_of()].view_as(chance_BL) >= self.config.guidance_drop
+        return c_BLD * shown_BL[..., None]
+
+
+class _Reader:
+    """The denoiser at the last token of some users, everything before it read once."""
+
+    def __init__(self, model: ADRec, batch: SequenceBatch) -> None:
+        self.model = model
+        visible, shown_BLD = model._visible(batch), model.items(batch.items_BL)
+        c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
+        # As in training, a padded position has no target, even where the first event follows it.
+        known_BCD = shown_BLD[:, 1:] * visible.real_BL[:, :-1, None]
+        self.temb_TD = model.time.of_steps()
+        noisy_BCD = model.noise_scale * (model._in_process(known_BCD) + self.temb_TD[0])
+        self.c_BD = c_BLD[:, -1]
+        self.kept = model.adm.prefill(c_BLD[:, :-1] + noisy_BCD, visible)
+        self.unguided = model.adm.prefill(noisy_BCD, visible) if model.config.guidance != 1 else None
+        self.own_BD: Tensor | None = None
+
+    def x0_hat(self, x_t_BD: Tensor, t_B: Tensor) -> Tensor:
+        """x0_hat_BD of the last token at steps t_B, as the process has it."""
+        model = self.model
+        added_BD = model.noise_scale * (x_t_BD + self.temb_TD[t_B])
+        if model.own_answer is not None and self.own_BD is not None:
+            added_BD = added_BD + model.own_answer(self.own_BD)
+        x0_hat_BD = model.adm.extend(self.c_BD + added_BD, self.kept)
+        if self.unguided is not None:
+            without_BD = model.adm.extend(added_BD, self.unguided)
+            x0_hat_BD = without_BD + model.config.guidance * (x0_hat_BD - without_BD)
+        self.own_BD = model._in_process(x0_hat_BD)
+        return self.own_BD
 
 
 def _followers(batch: SequenceBatch) -> Tensor:

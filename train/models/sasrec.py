@@ -8,11 +8,11 @@ Shapes: B batch, L length, D width, R = 1 vector per user, V catalogue rows.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.configs import SASRecConfig
 from train.item_table import ItemModel, ItemTable
-from train.layers import EMBEDDING_STD, HistoryEncoder, Visible
+from train.layers import HistoryEncoder, Visible, place_embedding
 from train.protocol import LossParts, SequenceBatch, Term
 
 
@@ -22,9 +22,7 @@ class SASRec(ItemModel):
     def __init__(self, config: SASRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
-        self.places = nn.Embedding(config.max_length, config.width) if config.positions else None
-        if self.places is not None:
-            nn.init.normal_(self.places.weight, std=EMBEDDING_STD)
+        self.places = place_embedding(config.max_length, config.width) if config.positions else None
         self.encoder = HistoryEncoder(
             config.width, config.blocks, config.heads, config.dropout, config.embedding_dropout
         )
@@ -37,7 +35,11 @@ class SASRec(ItemModel):
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: the summary at the latest event. Put the model in eval mode first."""
-        return self._encode(batch.latest(self.config.max_length))[:, -1:]
+        batch = batch.latest(self.config.max_length)
+        u_BD = self.items.weight.new_empty(len(batch.items_BL), self.config.width)
+        for places, part in batch.by_length():
+            u_BD[places] = self._encode(part)[:, -1]
+        return u_BD[:, None]
 
     def _encode(self, batch: SequenceBatch) -> Tensor:
         """c_BLD."""
