@@ -53,8 +53,11 @@ class LossParts:
 
     def scaled(self, counts: Mapping[str, Tensor]) -> Tensor:
         """This batch's share of the loss of a global batch with these counts."""
-        shares = [t.weight * t.sum / counts[t.over].clamp(min=1) for t in self.terms.values()]
-        return torch.stack(shares).sum()
+        return torch.stack([*self.shares(counts).values()]).sum()
+
+    def shares(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The same, term by term."""
+        return {name: t.weight * t.sum / counts[t.over].clamp(min=1) for name, t in self.terms.items()}
 
 
 @dataclass(frozen=True)
@@ -188,13 +191,15 @@ class Stage:
     """One named stage of training.
 
     `share` of the run's epochs; `frozen`: prefixes of parameter names that do not move at all (no
-    gradient, no weight decay, no optimizer state). `loss` takes (batch, generator).
+    gradient, no weight decay, no optimizer state). `loss` takes (batch, generator). `project`: its terms'
+    gradients are not added up as they are, but without what is against each other (train.projection).
     """
 
     name: str
     share: float
     loss: Callable[..., LossParts]
     frozen: tuple[str, ...] = ()
+    project: bool = False
 
 
 @runtime_checkable

@@ -143,6 +143,8 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
     """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
     if not training.sharded:
         return None
+    if getattr(config, "combine", None) == "project":
+        return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
     negatives = getattr(config, "negatives", None)
     if negatives is None:
         return f"training.sharded: model {config.model} learns no item table; leave it false"

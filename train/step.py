@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from infra.errors import TrainingError
+from train.projection import flat_gradient, project, put_gradient
 from train.protocol import Stage
 from train.ranks import sum_over_ranks
 from train.rowwise_adagrad import RowWiseAdagrad, clip_whole_gradient
@@ -46,12 +47,16 @@ class StageLoss(nn.Module):
 
     def forward(
         self, batch: Any, counts: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(share of the loss, each term's share without its weight)."""
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """(each term's share of the loss, and the same without its weight)."""
         device = next(iter(counts.values())).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             loss = self.stage.loss(batch, generator)
-            return loss.scaled(counts), loss.means(counts)
+            return loss.shares(counts), loss.means(counts)
+
+
+Pass = tuple[Tensor, dict[str, Tensor]]
+"""(share of the loss, each term's share without its weight) of a micro-batch."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +123,9 @@ class Stepper:
         counts, raised = self._agreed([batch.counts for batch in batches], notices)
         for parameter in (*self.trained, *self.shards):
             parameter.grad = None
+        passes = self._projected if self.stage.project else self._summed
         loss, parts = torch.zeros((), device=raised.device), dict[str, Tensor]()
-        for number, batch in enumerate(batches):
-            with self._no_exchange(number < len(batches) - 1):
-                share, terms = self.module(batch, counts, generator)
-                # DDP takes the mean over ranks, the shares are to be added up.
-                (share * self.world).backward()
+        for share, terms in passes(batches, counts, generator):
             loss = loss + share.detach()
             parts = {name: parts.get(name, 0) + value for name, value in terms.items()}
         norm = self._clipped(self.settings.clip_norm or math.inf)
@@ -134,6 +136,30 @@ class Stepper:
         self._move(learning_rate)
         means = dict(zip(parts, rest, strict=False))
         return Stepped(mean, means, [flag > 0 for flag in rest[len(parts) :]])
+
+    def _summed(self, batches: Sequence[Any], counts: dict[str, Tensor], generator: torch.Generator) -> Iterator[Pass]:
+        """Both passes of each micro-batch; in the end each parameter has the gradient of the global batch's loss."""
+        for number, batch in enumerate(batches):
+            with self._no_exchange(number < len(batches) - 1):
+                shares, terms = self.module(batch, counts, generator)
+                share = torch.stack([*shares.values()]).sum()
+                # DDP takes the mean over ranks, the shares are to be added up.
+                (share * self.world).backward()
+            yield share, terms
+
+    def _projected(
+        self, batches: Sequence[Any], counts: dict[str, Tensor], generator: torch.Generator
+    ) -> Iterator[Pass]:
+        """The same with each term's gradient of the whole global batch without its part against the others'."""
+        gradients_MP: Tensor | float = 0.0
+        for batch in batches:
+            shares, terms = self.own(batch, counts, generator)
+            last = len(shares) - 1
+            rows = [flat_gradient(share, self.trained, more=i < last) for i, share in enumerate(shares.values())]
+            gradients_MP = gradients_MP + torch.stack(rows)
+            yield torch.stack([*shares.values()]).sum(), terms
+        assert isinstance(gradients_MP, Tensor)
+        put_gradient(self.trained, project(sum_over_ranks(gradients_MP)))
 
     def rehearse(self, batch: Any, generator: torch.Generator) -> int:
         """FLOPs of a forward and backward pass, as torch counts them; a compiled step is compiled by this.
@@ -149,8 +175,10 @@ class Stepper:
 
     def _counted(self, batch: Any, generator: torch.Generator) -> int:
         def both_passes(module: nn.Module) -> None:
-            share, _ = module(batch, batch.counts, generator)
-            torch.autograd.grad(share, [*self.trained, *self.shards], allow_unused=True)  # without the hooks of DDP
+            shares, _ = module(batch, batch.counts, generator)
+            torch.autograd.grad(
+                torch.stack([*shares.values()]).sum(), [*self.trained, *self.shards], allow_unused=True
+            )  # without the hooks of DDP
 
         with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             both_passes(self.plain)

@@ -116,12 +116,11 @@ class ADRec(ItemModel):
         shown_BLD, target_BLD = self.items(torch.stack([batch.items_BL, _followers(batch)])).unbind()
         x_t_BLD, t_BL = self._noised(self._in_process(target_BLD), batch, generator)
         c_BLD = self._hidden_for_some(self.cam(self._placed(shown_BLD, batch), visible), batch, generator)
-        r_BLD = c_BLD + self.noise_scale * (x_t_BLD + self.time.of_steps()[t_BL])
+        own_BLD = None
         if self.own_answer is not None and torch.rand((), generator=generator, device=generator.device) < 0.5:
             with torch.no_grad():
-                own_BLD = self._in_process(self.adm(r_BLD, visible))
-            r_BLD = r_BLD + self.own_answer(own_BLD)
-        x0_hat_BLD = self.adm(r_BLD, visible)
+                own_BLD = self._in_process(self._denoise(c_BLD, x_t_BLD, t_BL, visible))
+        x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible, own_BLD)
         terms = {}
         if self.config.ce_weight:
             ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
@@ -180,11 +179,12 @@ class ADRec(ItemModel):
         """
         pretrain, align = self.config.pretrain_share, self.config.align_share
         others = {name.split(".")[0] for name, _ in self.named_parameters()} - {"items", "pretrain_encoder"}
+        project = self.config.combine == "project"
         spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
         stages = [
             Stage("pretrain", pretrain, self.pretrain_loss, frozen=tuple(sorted(others))),
-            Stage("align", align, self.align_loss, frozen=("items.", *spent)),
-            Stage("finetune", 1 - pretrain - align, self.loss, frozen=spent),
+            Stage("align", align, self.align_loss, ("items.", *spent), project and self.config.align_loss == "both"),
+            Stage("finetune", 1 - pretrain - align, self.loss, spent, project),
         ]
         return [stage for stage in stages if stage.share > 0]
 
@@ -222,6 +222,17 @@ class ADRec(ItemModel):
         shown_BL = chance_BL.flatten()[batch.sequence_of()].view_as(chance_BL) >= self.config.guidance_drop
         return c_BLD * shown_BL[..., None]
 
+    def _entering(self, x_t: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
+        """What comes in beside c: lambda (x_t + temb(t)), and with self-conditioning the denoiser's own last answer."""
+        entering = self.noise_scale * (x_t + self.time.of_steps()[t])
+        return entering if own is None or self.own_answer is None else entering + self.own_answer(own)
+
+    def _denoise(
+        self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, visible: Visible, own_BLD: Tensor | None = None
+    ) -> Tensor:
+        """x0_hat_BLD of all tokens at once, as in training."""
+        return self.adm(c_BLD + self._entering(x_t_BLD, t_BL, own_BLD), visible)
+
 
 class _Reader:
     """The denoiser at the last token of some users, everything before it read once."""
@@ -232,22 +243,20 @@ class _Reader:
         c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
         # As in training, a padded position has no target, even where the first event follows it.
         known_BCD = shown_BLD[:, 1:] * visible.real_BL[:, :-1, None]
-        self.temb_TD = model.time.of_steps()
-        noisy_BCD = model.noise_scale * (model._in_process(known_BCD) + self.temb_TD[0])
+        first_BC = torch.zeros_like(batch.items_BL[:, 1:])
+        entering_BCD = model._entering(model._in_process(known_BCD), first_BC)
         self.c_BD = c_BLD[:, -1]
-        self.kept = model.adm.prefill(c_BLD[:, :-1] + noisy_BCD, visible)
-        self.unguided = model.adm.prefill(noisy_BCD, visible) if model.config.guidance != 1 else None
+        self.kept = model.adm.prefill(c_BLD[:, :-1] + entering_BCD, visible)
+        self.unguided = model.adm.prefill(entering_BCD, visible) if model.config.guidance != 1 else None
         self.own_BD: Tensor | None = None
 
     def x0_hat(self, x_t_BD: Tensor, t_B: Tensor) -> Tensor:
         """x0_hat_BD of the last token at steps t_B, as the process has it."""
         model = self.model
-        added_BD = model.noise_scale * (x_t_BD + self.temb_TD[t_B])
-        if model.own_answer is not None and self.own_BD is not None:
-            added_BD = added_BD + model.own_answer(self.own_BD)
-        x0_hat_BD = model.adm.extend(self.c_BD + added_BD, self.kept)
+        entering_BD = model._entering(x_t_BD, t_B, self.own_BD)
+        x0_hat_BD = model.adm.extend(self.c_BD + entering_BD, self.kept)
         if self.unguided is not None:
-            without_BD = model.adm.extend(added_BD, self.unguided)
+            without_BD = model.adm.extend(entering_BD, self.unguided)
             x0_hat_BD = without_BD + model.config.guidance * (x0_hat_BD - without_BD)
         self.own_BD = model._in_process(x0_hat_BD)
         return self.own_BD
