@@ -22,6 +22,7 @@ from infra.tables import FIRST_INDEX, PADDING
 from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
+from train.diffusion.time_embedding import TimeEmbedding
 from train.item_table import ItemModel, ItemTable
 from train.layers import (
     LAYER_NORM_EPS,
@@ -35,35 +36,6 @@ from train.layers import (
 from train.protocol import LossParts, SequenceBatch, Stage, Term
 
 _USERS_AT_ONCE = 64
-
-
-class TimeEmbedding(nn.Module):
-    """temb(t): cosines and sines of the step scaled to [0, 1000), through D -> 4D -> D with SiLU."""
-
-    def __init__(self, width: int, steps: int) -> None:
-        super().__init__()
-        self.width, self.steps = width, steps
-        self.scale = 1000 / steps
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, width))
-        self.apply(initialise)
-
-    def of_steps(self) -> Tensor:
-        """temb_TD: the code of every step; there are fewer of them than tokens."""
-        t_T = torch.arange(self.steps, device=next(self.parameters()).device)
-        return self.mlp(sinusoid(t_T * self.scale, self.width))
-
-
-def sinusoid(time: Tensor, width: int) -> Tensor:
-    """(..., width): cos then sin of time * 10000^(-i / half), half = width // 2; an odd width ends in 0.
-
-    >>> sinusoid(torch.tensor(0.0), 5).tolist()
-    [1.0, 1.0, 0.0, 0.0, 0.0]
-    """
-    half = width // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=time.device) / max(1, half)
-    angle = time[..., None].float() * torch.exp(-math.log(10000.0) * exponent)
-    code = torch.cat([angle.cos(), angle.sin()], dim=-1)
-    return nn.functional.pad(code, (0, width - 2 * half))
 
 
 class MLPDenoiser(nn.Module):
@@ -224,7 +196,7 @@ class ADRec(ItemModel):
 
     def _entering(self, x_t: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
         """What comes in beside c: lambda (x_t + temb(t)), and with self-conditioning the denoiser's own last answer."""
-        entering = self.noise_scale * (x_t + self.time.of_steps()[t])
+        entering = self.noise_scale * (x_t + self.time(t))
         return entering if own is None or self.own_answer is None else entering + self.own_answer(own)
 
     def _denoise(

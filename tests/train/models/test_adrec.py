@@ -15,7 +15,7 @@ from tests.train.models.contract import (
     train,
 )
 from train.configs import ADRecConfig
-from train.models.adrec import ADRec, sinusoid
+from train.models.adrec import ADRec
 from train.protocol import SequenceBatch
 from train.ranking import target_ranks
 
@@ -258,17 +258,3 @@ def test_it_learns_a_cycle_through_its_stages(noise_scale):
     u = model.user_vectors(histories(*[[item] for item in cycle]), None, seeded(4))
     rank = target_ranks(u, model.items.weight.detach(), torch.tensor([*cycle[1:], 2]))
     assert (rank == 1).float().mean() >= 0.9
-
-
-def test_the_time_code_is_cosines_then_sines():
-    code = sinusoid(torch.tensor([0.0, 2.0]), 4)
-    expected = [[1, 1, 0, 0], [-0.416147, 0.999800, 0.909297, 0.019999]]
-    torch.testing.assert_close(code, torch.tensor(expected), rtol=1e-4, atol=1e-5)
-
-
-def test_the_time_is_scaled_to_a_thousand():
-    model = adrec()
-    seen = []
-    model.time.mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    model.time(torch.tensor([3]))
-    assert torch.equal(seen[0], sinusoid(torch.tensor([375.0]), 16))
