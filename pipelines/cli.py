@@ -271,6 +271,31 @@ def rollback(
 
 
 @app.command()
+def replicate(
+    model: Annotated[str, typer.Option(help="Section of recipes/replicate.yaml: sasrec, adrec, popularity, ...")],
+    data: Annotated[Path, typer.Option(help="Folder of the split's sequences.parquet: user, train, val, test.")],
+    seed: Annotated[int | None, typer.Option(help="Of training and of the noise at inference.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override config.*, training.* or evaluation.*. Repeatable.")
+    ] = None,
+    workspace: Annotated[
+        Path | None, typer.Option(help="Folder to keep and to resume in; if left out, a temporary one.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train and evaluate one model on a published leave-one-out split."""
+    from pipelines.progress import Progress
+    from pipelines.replicate import replicate as carry_out
+    from pipelines.replicate import settings_of, show
+
+    settings = settings_of(model, overrides or (), seed)
+    with Progress(2) as progress:
+        found = carry_out(model, data, settings, workspace, progress)
+    show(found.summary)
+    _finish(found.summary, as_json)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Recipe whose services to look at.")] = None,
     overrides: Set = None,

@@ -35,6 +35,8 @@ _JSON_LIMIT = 64 * 2**20
 _DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHARD = "shard-{:05d}.safetensors"
+_LATER = {"peak_memory_bytes"}
+"""Fields that older checkpoints of this format lack, and then have at their defaults."""
 _log = logging.getLogger(__name__)
 
 
@@ -67,6 +69,8 @@ class TrainState:
     """Steps of the epoch that has begun."""
     sums: dict[str, float] = field(default_factory=dict)
     """Of its losses so far, over steps."""
+    peak_memory_bytes: int = 0
+    """Largest sum over the workers of what each held at most (train.throughput.peak_memory), by the ends of epochs."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def load(path: Path, check: bool = True) -> Checkpoint:
     names = (verify if check else read_manifest)(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
     raw = read_json(path / "state.json")
     optimizer_scalars = raw.pop("optimizer", None)
-    if set(raw) != {f.name for f in fields(TrainState)} or not isinstance(optimizer_scalars, dict):
+    if set(raw) | _LATER != {f.name for f in fields(TrainState)} or not isinstance(optimizer_scalars, dict):
         raise ArtifactError(f"{path / 'state.json'}: not the fields of format version {FORMAT_VERSION}")
     state = TrainState(**raw)
     body = Body(

@@ -34,7 +34,7 @@ from train.sampled_softmax import Proposal
 from train.sharded import ShardedTable
 from train.stages import stages_of
 from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate
-from train.throughput import Meter, matmul_rate
+from train.throughput import Meter, matmul_rate, peak_memory
 from train.validation import better, validate
 from train.warm import start_from
 
@@ -189,8 +189,12 @@ class Worker:
         started = time.perf_counter()
         if last or epoch % self.settings.validate_every == 0:
             metrics |= self._validated(final_stage=stage is self.stages[-1])
-        self._advance(seconds=self.state.seconds + time.perf_counter() - started)
-        return metrics | {"epoch": epoch, "seconds": self.state.seconds}, due
+        peak = self._peak_memory()
+        self._advance(
+            seconds=self.state.seconds + time.perf_counter() - started,
+            peak_memory_bytes=max(peak, self.state.peak_memory_bytes),
+        )
+        return metrics | {"epoch": epoch, "seconds": self.state.seconds, "peak_memory_bytes": peak}, due
 
     def _step(self, batches: list[Any]) -> bool:
         """One step; whether a checkpoint is due on all ranks."""
@@ -232,6 +236,11 @@ class Worker:
             "workers": self.world,
         }
         return {**where, **means, **self.meter.figures(self.world, self.splits.rows / self.splits.train.steps)}
+
+    def _peak_memory(self) -> int:
+        """Bytes: the sum over the ranks, all of which call this, of what each has held at most."""
+        peak = torch.tensor(peak_memory(self.device), dtype=torch.int64, device=self.device)
+        return int(sum_over_ranks(peak))
 
     def _validated(self, final_stage: bool) -> dict[str, Any]:
         """Validate, and in the last stage compare with the best so far and count towards patience."""

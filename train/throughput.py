@@ -81,17 +81,19 @@ class Meter:
             "tokens_per_second": self.tokens * world / seconds,
             "padding_efficiency": self.tokens / max(1, self.places),
             "data_wait_share": self.waited / seconds,
-            "peak_memory_gb": self._peak() / 2**30,
+            "peak_memory_gb": peak_memory(self.device) / 2**30,
         }
         if self.flops_per_token:
             figures["matmul_share"] = self.flops_per_token * self.tokens / seconds / self.rate
         return figures
 
-    def _peak(self) -> float:
-        if self.device.type == "cuda":
-            return float(torch.cuda.max_memory_allocated(self.device))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return float(peak if sys.platform == "darwin" else peak * 1024)
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has held since it began, in memory; on a GPU, of the GPU's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _tokens(batch: Any) -> tuple[int, int]:

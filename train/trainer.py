@@ -36,6 +36,7 @@ from train.models.popularity import PopularityModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
 from train.settings import OPERATIONAL, TrainingSettings, sharding_problem
+from train.throughput import peak_memory
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
 
@@ -351,6 +352,7 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
         "seconds": state.seconds,
         "examples_per_second": state.examples / state.train_seconds,
         "workers": state.world,
+        "peak_memory_bytes": state.peak_memory_bytes,
     }
 
 
@@ -378,6 +380,7 @@ def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[s
     metrics = {
         "epochs": 0, "steps": 0, "examples": len(events), "best_epoch": 0, "valid_metric": value,
         "seconds": seconds, "examples_per_second": len(events) / seconds, "workers": 0,
+        "peak_memory_bytes": peak_memory(torch.device("cpu")),
     }  # fmt: skip
     artifact.save(
         out, model, config, lineage=request.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,

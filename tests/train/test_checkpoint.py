@@ -52,6 +52,24 @@ def test_what_was_saved_comes_back(tmp_path):
     assert torch.equal(torch.rand(3, generator=generator), expected)
 
 
+def test_an_older_checkpoint_without_the_memory_still_loads(tmp_path):
+    path = write(tmp_path / "c", peak_memory_bytes=5)
+    kept = json.loads((path / "state.json").read_text())
+    assert kept.pop("peak_memory_bytes") == 5
+    checkpoint.write_json(path / "state.json", kept)
+    reseal(path)
+    assert checkpoint.load(path).body.state == state()
+    checkpoint.write_json(path / "state.json", {k: v for k, v in kept.items() if k != "epoch"})
+    reseal(path)
+    with pytest.raises(ArtifactError, match=r"state\.json: not the fields of format"):
+        checkpoint.load(path)
+
+
+def reseal(path: Path) -> None:
+    (path / checkpoint.MANIFEST).unlink()
+    checkpoint.write_manifest(path, checkpoint.CHECKPOINT_FORMAT, checkpoint.FORMAT_VERSION)
+
+
 def test_the_manifest_is_the_last_file_and_waits_for_every_rank(tmp_path):
     class KilledError(Exception):
         pass

@@ -138,6 +138,16 @@ class TestResume:
         resumed.run(lambda metrics, path: None)
         assert not same(straight.model.state_dict(), resumed.model.state_dict())
 
+    def test_the_largest_memory_goes_on_with_the_run(self, tmp_path, monkeypatch):
+        """Each attempt sees its own processes' peak; the run keeps the largest of all."""
+        monkeypatch.setattr(loop, "peak_memory", lambda device: 700)
+        with pytest.raises(KilledError):
+            run(job(tmp_path), kill_after=2)
+        monkeypatch.setattr(loop, "peak_memory", lambda device: 500)
+        worker, reports = run(job(tmp_path))
+        assert [m["peak_memory_bytes"] for m in reports] == [500, 500]
+        assert worker.state.peak_memory_bytes == 700
+
     def test_a_damaged_checkpoint_costs_one_epoch(self, tmp_path):
         straight, _ = run(job(tmp_path, run="a"))
         with pytest.raises(KilledError):

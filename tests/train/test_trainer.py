@@ -75,6 +75,8 @@ class TestOnRay:
         assert metrics["examples_per_second"] > 0
         assert 0 <= metrics["valid_metric"] <= 1
         assert [m["epoch"] for m in progress] == [1, 2, 3]
+        assert metrics["peak_memory_bytes"] == max(m["peak_memory_bytes"] for m in progress)
+        assert metrics["peak_memory_bytes"] > 1.5 * progress[-1]["peak_memory_gb"] * 2**30  # of both, not of one
         assert max(m["valid_ndcg_20"] for m in progress) == metrics["valid_metric"]
 
         loaded = train.load(tmp_path / "m2")
@@ -164,6 +166,7 @@ class TestWithoutRay:
         expected = (1 + 1 / math.log2(3) + 1 / math.log2(8)) / 3
         assert metrics["valid_metric"] == pytest.approx(expected)
         assert (metrics["epochs"], metrics["examples"]) == (0, 9)
+        assert metrics["peak_memory_bytes"] > 50 * 2**20  # torch alone is more
         assert not (tmp_path / "runs").exists()
 
     def test_a_ranking_model(self, tmp_path, monkeypatch):

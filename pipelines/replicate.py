@@ -1,0 +1,256 @@
+"""Steers a replication: one model, trained and evaluated on a published leave-one-out split. No maths.
+
+The same tables, loader, loop and evaluation as in any run; only where the rows come from is another matter. What is
+finished stands in the workspace's ledger and is not done again; a run that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
+from rich.console import Console
+from rich.table import Table
+
+from evaluate.settings import RetrievalSettings
+from featurize.vocabularies import hash_of
+from infra.cluster import RaySettings, cluster
+from infra.config import apply_override, parse, read_yaml
+from infra.errors import UsageError
+from infra.lake import Lake
+from infra.ledger import Ledger, Published, key_of
+from infra.lock import WorkspaceLock
+from infra.tables import FIRST_INDEX, SEQUENCES
+from pipelines import published_split
+from pipelines.progress import Progress
+from pipelines.published_split import AS_OF, PublishedSplit
+from pipelines.recipe import SequenceModelRun
+from train.settings import OPERATIONAL
+
+if TYPE_CHECKING:
+    from evaluate.retrieval import RetrievalResult
+
+SETTINGS = Path(__file__).resolve().parent / "recipes" / "replicate.yaml"
+CANDIDATE_SETS = ("all_items", "history_removed")
+VALID_METRIC = "ndcg_at_20"
+"""What the loop selects by: NDCG@20 on the validation items, with the history removed."""
+
+
+class ReplicatedModel(SequenceModelRun):
+    """A section of recipes/replicate.yaml: one model, how it is trained, and how it is scored."""
+
+    evaluation: RetrievalSettings = RetrievalSettings()
+
+    @model_validator(mode="after")
+    def _one_fresh_run(self) -> ReplicatedModel:
+        given = {
+            "name": self.name, "search": self.search, "evaluation.category_field": self.evaluation.category_field,
+            "training.start": None if self.training.start == "fresh" else self.training.start,
+        }  # fmt: skip
+        if senseless := [setting for setting, value in given.items() if value is not None]:
+            raise ValueError(f"{senseless[0]}: a replication is one fresh run on bare sequences; leave it out")
+        own = getattr(self.config, "steps", None)
+        if own is not None and (self.evaluation.steps or 0) > own:
+            raise ValueError(f"evaluation.steps {self.evaluation.steps} exceeds the model's {own} steps")
+        return self
+
+
+def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = None) -> ReplicatedModel:
+    """The section of a model with its overrides (`config.width=64`); `seed` is that of training and evaluation.
+
+    Raises UsageError for a model without a section, ConfigError naming each wrong setting.
+    """
+    sections = read_yaml(SETTINGS)
+    if model not in sections:
+        raise UsageError(f"--model {model!r}: choose one of {', '.join(sections)}")
+    section = sections[model]
+    seeds = [] if seed is None else [f"{place}.seed={seed}" for place in ("training", "evaluation")]
+    for override in (*overrides, *seeds):
+        apply_override(section, override)
+    return parse(section, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
+
+
+@dataclass(frozen=True)
+class Replication:
+    """What came out: the summary (`--json`), and everything that the evaluation measured."""
+
+    summary: dict[str, Any]
+    metrics: dict[str, float]
+    users: dict[str, NDArray[np.object_]]
+    """By candidate set, in the order of the split's file."""
+    per_user: dict[str, NDArray[np.float64]]
+    """By "set/metric", aligned with them."""
+
+
+def replicate(
+    model: str, data: Path, settings: ReplicatedModel, workspace: Path | None, progress: Progress
+) -> Replication:
+    """Train the model on the split in `data` unless `workspace` has it, and evaluate it on the test items.
+
+    Without a workspace everything is made in a temporary folder, which is removed. Raises DataRefused for a split
+    that cannot be used, TrainingError and EnvironmentProblem as training does, UsageError when another command is at
+    work in the workspace.
+    """
+    split = published_split.read(data)
+    with ExitStack() as stack:
+        if workspace is None:
+            workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logs2rec-replicate-")))
+        lock = WorkspaceLock(workspace)
+        stack.callback(lock.release)
+        lock.hold(f"replicate {model}")
+        work = _Work(model, settings, split, workspace, Ledger(Lake(workspace / "lake")), progress)
+        version = work.written().version(SEQUENCES.name)
+        trained = work.trained(version)
+        found = work.evaluated(version, trained)
+    summary = {"model": model, "data": str(data), **_summary(settings, split, trained.report, found)}
+    order = {name: split.in_file_order(users) for name, users in found.users.items()}
+    users = {name: users[order[name]] for name, users in found.users.items()}
+    per_user = {name: values[order[name.partition("/")[0]]] for name, values in found.per_user.items()}
+    return Replication(summary, found.metrics, users, per_user)
+
+
+@dataclass(frozen=True)
+class _Work:
+    model: str
+    settings: ReplicatedModel
+    split: PublishedSplit
+    workspace: Path
+    ledger: Ledger
+    progress: Progress
+
+    @property
+    def lake(self) -> Lake:
+        return self.ledger.lake
+
+    def written(self) -> Published:
+        """The split as a table, cut for this model."""
+        length: int | None = getattr(self.settings.config, "max_length", None)
+        inputs, config = {"split": self.split.digest}, {"max_length": length}
+
+        def work() -> tuple[dict[str, Any], dict[str, Any]]:
+            version = published_split.write(self.lake, self.split, length)
+            return {SEQUENCES.name: version}, {"users": len(self.split.users), "items": self.split.items}
+
+        return self.publish("replicate:split", inputs, config, lambda key: work())
+
+    def trained(self, version: int) -> Published:
+        """The artifact."""
+        config, training = self.settings.config, self.settings.training
+        vocabulary = self.split.vocabulary()
+        items_hash = hash_of(vocabulary)
+        inputs = {SEQUENCES.name: version, "items_hash": items_hash}
+        decisive = {
+            "model": config.model_dump(mode="json"), "training": training.model_dump(mode="json", exclude=OPERATIONAL),
+        }  # fmt: skip
+
+        def work(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
+            import pyarrow as pa
+
+            from train.artifact import ITEM_FIELD
+            from train.trainer import TrainRequest, fit
+
+            field = pa.array([ITEM_FIELD] * len(vocabulary), pa.string())
+            request = TrainRequest(
+                lake=self.lake.root, versions={SEQUENCES.name: version}, as_of=AS_OF, model=config, training=training,
+                run_name=f"{self.model}-{key}", vocabulary_hash=items_hash,
+                vocabulary=vocabulary.add_column(0, "field", field),
+            )  # fmt: skip
+            artifact = Path("artifacts") / f"{self.model}-{key}"
+            with ExitStack() as stack:
+                if config.model != "popularity":
+                    self.progress.note("starting Ray")
+                    stack.enter_context(cluster(RaySettings()))
+                report = fit(request, self.workspace / artifact, self.workspace / "training", self.epoch)
+            return {"artifact": str(artifact)}, report
+
+        return self.publish(f"replicate:{self.model}", inputs, decisive, work)
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        """Show how far training is."""
+        epochs = self.settings.training.epochs
+        self.progress.note(f"replicate:{self.model}: epoch {metrics.get('epoch', '?')}/{epochs}")
+
+    def evaluated(self, version: int, trained: Published) -> RetrievalResult:
+        """Every time anew: it is what is asked for, and how long it takes is part of the answer."""
+        from evaluate.retrieval import evaluate_retrieval
+
+        self.progress.note(f"evaluating {self.model}")
+        artifact = self.workspace / str(trained.outputs["artifact"])
+        catalogue = FIRST_INDEX + self.split.items
+        return evaluate_retrieval(artifact, self.lake, version, AS_OF, self.settings.evaluation, catalogue)
+
+    def publish(
+        self,
+        unit: str,
+        inputs: Mapping[str, Any],
+        config: Any,
+        work: Callable[[str], tuple[dict[str, Any], dict[str, Any]]],
+    ) -> Published:
+        """What the ledger has under the unit's key, or what `work` makes of it."""
+        key = key_of(unit, AS_OF, inputs, config)
+        if (found := self.ledger.find(key)) is not None:
+            self.progress.finish(unit, "skipped", 0.0)
+            return found
+        self.progress.start(unit)
+        started = perf_counter()
+        outputs, report = work(key)
+        row = self.ledger.publish(
+            unit=unit, date=AS_OF, inputs=inputs, config=config, outputs=outputs, report=report,
+            seconds=round(perf_counter() - started, 3), run_id="replicate",
+        )  # fmt: skip
+        self.progress.finish(unit, "published", row.seconds)
+        return row
+
+
+def _summary(
+    settings: ReplicatedModel, split: PublishedSplit, report: Mapping[str, Any], found: RetrievalResult
+) -> dict[str, Any]:
+    metrics = found.metrics
+    measured = [f"{metric}_at_{k}" for k in settings.evaluation.ks for metric in ("hr", "ndcg")]
+    return {
+        "seed": settings.training.seed,
+        "users": len(split.users),
+        "items": split.items,
+        **{name: {m: _number(metrics[f"{name}/{m}"]) for m in measured} for name in CANDIDATE_SETS},
+        "train_seconds": report["seconds"],
+        "score_seconds": metrics["users"] / metrics["users_per_second"],
+        "peak_memory_bytes": report["peak_memory_bytes"],
+        "valid": {VALID_METRIC: report["valid_metric"]},
+        "best_epoch": report["best_epoch"],
+        "epochs": report["epochs"],
+        "config": settings.config.model_dump(mode="json"),
+        "training": settings.training.model_dump(mode="json"),
+        "evaluation": settings.evaluation.model_dump(mode="json"),
+    }
+
+
+def _number(mean: float) -> float | None:
+    """JSON has no NaN, which is the mean over nobody."""
+    return None if math.isnan(mean) else mean
+
+
+def show(summary: Mapping[str, Any]) -> None:
+    """Print the table, and what it cost."""
+    console = Console(highlight=False, soft_wrap=True)
+    title = "{model} on {data}: {users:,} users, {items:,} items, seed {seed}".format(**summary)
+    table = Table("metric", *(name.replace("_", " ") for name in CANDIDATE_SETS), title=title, title_justify="left")
+    for metric in summary[CANDIDATE_SETS[0]]:
+        values = [summary[name][metric] for name in CANDIDATE_SETS]
+        table.add_row(metric, *("-" if value is None else f"{value:.4f}" for value in values))
+    console.print(table)
+    valid = ", ".join(f"{metric} {value:.4f}" for metric, value in summary["valid"].items())
+    console.print(f"Validation: {valid} (epoch {summary['best_epoch']} of {summary['epochs']})", markup=False)
+    peak = summary["peak_memory_bytes"] / 2**30
+    console.print(
+        f"Trained in {summary['train_seconds']:.1f} s, peak memory {peak:.2f} GiB; "
+        f"all users scored in {summary['score_seconds']:.2f} s"
+    )

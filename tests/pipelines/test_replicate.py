@@ -1,0 +1,209 @@
+"""A replication on a split of sixty users: popularity against an own count, SASRec once on two workers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.cluster import RaySettings, cluster
+from infra.errors import ConfigError, UsageError
+from pipelines import replicate as steering
+from pipelines.progress import Progress
+from pipelines.replicate import Replication, replicate, settings_of
+from tests.conftest import REAL_DATA
+from tests.pipelines.commands import logs2rec
+from tests.pipelines.test_published_split import written
+
+USERS, ITEMS, KS = 60, 12, (5, 10, 20, 50)
+UNSEEN = ITEMS  # the last id is no one's but as a test item
+SASREC = [
+    *("config.width=8", "config.heads=1", "config.blocks=1", "config.max_length=4"),
+    *("training.epochs=2", "training.batch_size=16", "training.validate_every=1"),
+]
+
+
+def drawn() -> dict[str, list[Any]]:
+    """Users out of order, skewed items, one user without a training item, one with a single one, an unseen target."""
+    draw = random.Random(3)
+    items = range(1, UNSEEN)
+    train = [draw.choices(items, weights=items, k=draw.randint(2, 9)) for _ in range(USERS)]
+    train[4], train[5] = [], [11]
+    val, test = ([draw.choice(items) for _ in range(USERS)] for _ in range(2))
+    test[9] = UNSEEN
+    users = [100 - number for number in range(USERS)]
+    return {"user": users, "train": train, "val": [[item] for item in val], "test": test}
+
+
+def by_hand(split: dict[str, list[Any]]) -> dict[str, dict[int, dict[str, float]]]:
+    """{candidate set: {user: metrics}} of popularity: lone events are not counted, ties go to the lower id."""
+    counts = Counter(item for items in split["train"] if len(items) > 1 for item in items)
+    order = sorted(range(1, ITEMS + 1), key=lambda item: (-counts[item], item))
+    known = {item for items in split["train"] for item in items}
+    out: dict[str, dict[int, dict[str, float]]] = {"all_items": {}, "history_removed": {}}
+    for user, train, (val,), test in zip(*split.values(), strict=True):
+        taken = {*train, val}
+        ranks = {"all_items": order.index(test) + 1}
+        if test not in taken:
+            ranks["history_removed"] = [i for i in order if i not in taken].index(test) + 1
+        for name, rank in ranks.items():
+            hits = {k: test in known and rank <= k for k in KS}
+            gain = {f"ndcg_at_{k}": hit / math.log2(1 + rank) for k, hit in hits.items()}
+            out[name][user] = {f"hr_at_{k}": float(hit) for k, hit in hits.items()} | gain
+    return out
+
+
+def carried_out(model: str, data: Path, workspace: Path | None = None, *overrides: str) -> Replication:
+    with Progress(2) as progress:
+        return replicate(model, data, settings_of(model, overrides, seed=5), workspace, progress)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("split"), **drawn())
+
+
+class TestPopularity:
+    def test_is_what_counting_gives(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        found = carried_out("popularity", data)
+        for name, users in by_hand(drawn()).items():
+            assert found.users[name].tolist() == [str(user) for user in users]  # in the order of the file
+            for metric, mean in found.summary[name].items():
+                expected = [values[metric] for values in users.values()]
+                assert found.per_user[f"{name}/{metric}"].tolist() == pytest.approx(expected)
+                assert mean == pytest.approx(np.mean(expected))
+        assert found.metrics["targets_unseen_share"] == pytest.approx(1 / USERS)
+        assert found.summary["all_items"]["hr_at_20"] == pytest.approx(1 - 1 / USERS)  # the catalogue ends before 20
+        assert not list(tmp_path.glob("logs2rec-replicate-*"))
+
+    def test_through_the_command_line(self, data: Path) -> None:
+        done = logs2rec("replicate", "--model", "popularity", "--data", data, "--seed", 5, "--json")
+        assert done.code == 0, done.stderr
+        found = done.json
+        assert list(found) == [
+            *("model", "data", "seed", "users", "items", "all_items", "history_removed", "train_seconds"),
+            *("score_seconds", "peak_memory_bytes", "valid", "best_epoch", "epochs", "config", "training"),
+            "evaluation",
+        ]
+        told = [found[name] for name in ("model", "data", "seed", "users", "items")]
+        assert told == ["popularity", str(data), 5, USERS, ITEMS]
+        assert list(found["all_items"]) == [f"{metric}_at_{k}" for k in KS for metric in ("hr", "ndcg")]
+        assert (found["training"]["seed"], found["evaluation"]["seed"]) == (5, 5)
+        assert f"{found['history_removed']['ndcg_at_10']:.4f}" in done.stdout.split("ndcg_at_10")[1].splitlines()[0]
+        assert "replicate:popularity: published" in done.stderr
+
+    def test_nobody_left_is_null(self, tmp_path: Path) -> None:
+        """Each test item was taken before; of the validation items one was not."""
+        data = written(tmp_path, train=[[1, 2], [1, 2]], val=[3, 1], test=[2, 2])
+        summary = carried_out("popularity", data).summary
+        assert set(summary["history_removed"].values()) == {None}
+        assert summary["all_items"]["hr_at_5"] == 1
+        assert "NaN" not in json.dumps(summary)
+        steering.show(summary)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    with cluster(RaySettings(cpus=2, object_store_mb=100)):
+        yield
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = carried_out("sasrec", data, tmp_path / "w", *SASREC)
+    summary = first.summary
+    assert (summary["epochs"], summary["seed"], summary["training"]["workers"]) == (2, 5, 2)
+    assert 1 <= summary["best_epoch"] <= 2
+    assert 0 < summary["valid"]["ndcg_at_20"] <= 1
+    assert summary["all_items"]["hr_at_20"] == pytest.approx(1 - 1 / USERS)
+    assert summary["train_seconds"] > 0
+    assert summary["score_seconds"] > 0
+    assert summary["peak_memory_bytes"] > 2 * 50 * 2**20  # torch alone is more than 50 MB in each
+    assert first.users["all_items"].tolist() == [str(user) for user in drawn()["user"]]
+
+    carried_out("popularity", data, tmp_path / "w")  # cuts the split otherwise, in a version of its own
+
+    # Published: no training, no Ray, and the same figures; another number of workers decides nothing.
+    import train.trainer
+
+    monkeypatch.setattr(train.trainer, "fit", None)
+    monkeypatch.setattr(steering, "cluster", None)
+    for more in ([], ["training.workers=1"]):
+        again = carried_out("sasrec", data, tmp_path / "w", *SASREC, *more)
+        assert again.per_user.keys() == first.per_user.keys()
+        assert all(np.array_equal(again.per_user[name], values) for name, values in first.per_user.items())
+        assert again.summary["train_seconds"] == summary["train_seconds"]
+    with pytest.raises(TypeError, match="not callable"):
+        carried_out("sasrec", data, tmp_path / "w", *SASREC, "training.epochs=1")
+
+
+class TestSettings:
+    @pytest.mark.parametrize("model", steering.read_yaml(steering.SETTINGS))
+    def test_every_section_is_valid(self, model: str) -> None:
+        settings = settings_of(model, seed=9)
+        assert (settings.training.seed, settings.evaluation.seed) == (9, 9)
+
+    def test_overrides_lie_below_the_section(self) -> None:
+        settings = settings_of("adrec", ["config.width=64", "training.epochs=5", "evaluation.steps=4"])
+        assert settings.config.width == 64  # type: ignore[union-attr]
+        assert (settings.training.epochs, settings.evaluation.steps, settings.evaluation.seed) == (5, 4, 0)
+
+    @pytest.mark.parametrize(
+        ("override", "message"),
+        [
+            ("config.widht=64", r"replicate\.yaml: sasrec: config\.sasrec\.widht: unknown setting"),
+            ("evaluation.kss=[5]", r"sasrec: evaluation\.kss: unknown setting"),
+            ("training.epochs=0", r"training\.epochs"),
+            ("training.start=champion", r"training\.start: a replication is one fresh run"),
+            ("search={trials: 2, space: {config.blocks: {integer: [1, 2]}}}", "search: a replication is one fresh run"),
+            ("evaluation.category_field=genre", r"evaluation\.category_field: a replication is"),
+            ("name=mine", "name: a replication is"),
+            ("epochs", "expected a.b=value"),
+        ],
+    )
+    def test_refused_by_name(self, override: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            settings_of("sasrec", [override])
+
+    def test_more_steps_than_the_model_has(self) -> None:
+        with pytest.raises(ConfigError, match=r"evaluation\.steps 64 exceeds the model's 32 steps"):
+            settings_of("adrec", ["evaluation.steps=64"])
+
+    def test_a_model_without_a_section(self) -> None:
+        with pytest.raises(UsageError, match="--model 'sasrek': choose one of popularity, sasrec"):
+            settings_of("sasrek")
+
+    def test_a_seed_below_zero(self) -> None:
+        with pytest.raises(ConfigError, match=r"training\.seed"):
+            settings_of("sasrec", seed=-1)
+
+
+def test_exit_codes(tmp_path: Path) -> None:
+    absent = logs2rec("replicate", "--model", "popularity", "--data", tmp_path / "none", "--json")
+    assert (absent.code, "no such folder" in absent.json["error"]) == (2, True)
+    split = written(tmp_path / "split", val=None)
+    refused = logs2rec("replicate", "--model", "popularity", "--data", split, "--workspace", tmp_path / "w", "--json")
+    assert (refused.code, "val" in refused.json["error"]) == (3, True)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.slow
+def test_popularity_on_the_published_split_of_adrec() -> None:
+    """The reference figures were computed by other code, in percent."""
+    folder = REAL_DATA / "adrec-ml-100k"
+    if not folder.is_dir():
+        pytest.skip("ADRec's split of MovieLens 100K is not at ../shared/data/adrec-ml-100k")
+    summary = carried_out("popularity", folder).summary
+    assert (summary["users"], summary["items"]) == (938, 1008)
+    for name, hr, ndcg in (("all_items", 10.02, 3.65), ("history_removed", 13.75, 5.48)):
+        assert 100 * summary[name]["hr_at_20"] == pytest.approx(hr, abs=0.02)
+        assert 100 * summary[name]["ndcg_at_20"] == pytest.approx(ndcg, abs=0.02)
