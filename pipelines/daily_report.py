@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from evaluate.decision.gate import Decision
 from evaluate.decision.statistics import mean_interval
+from evaluate.publish.plots import Trend
 from evaluate.publish.report import Intervals, Report, Section
 from pipelines.context import Context
 from pipelines.data import COUNTS, Data
@@ -32,6 +33,7 @@ def build(
         decisions=decisions,
         sections=[*(_metrics(ctx, m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
         intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
+        trends=[plot for m in models for plot in _health(ctx, m, found[m["role"]])],
         lineage={t: (v["version"], v["rows"]) for t, v in tables.items()},
         configuration={"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")},
     )
@@ -88,6 +90,36 @@ def _intervals(ctx: Context, role: Role, folder: str) -> Intervals:
         rows.append((run.label, mean_interval(values, role.gate.seed)))
     about = "Mean over users with its 95 % bootstrap interval over users."
     return Intervals(f"{ctx.recipe.name}.{role.name}: {role.gate.metric}", about, rows)
+
+
+_HEALTH = {
+    "embedding_variance": "variance",
+    "embedding_mean_cosine": "mean cosine",
+    "embedding_isotropy": "isotropy",
+    "embedding_kl_gaussian": "KL to a round Gaussian, nats",
+}
+
+
+def _health(ctx: Context, model: Mapping[str, Any], role: Role) -> list[Trend]:
+    """How the item table of each model that learns one was spread at its validations; of a model of an older program
+    nothing is known."""
+    about = (
+        "Of the item table at each validation. A mean cosine that climbs towards 1, or an isotropy (smallest over "
+        "largest spread of a direction) that falls towards 0 while the KL climbs, is a collapse: items lie in few "
+        "directions and are hard to tell apart. Dashed line: the epoch whose weights were kept."
+    )
+    trends = []
+    for run in role.models:
+        report = next((s.report for s in ctx.steps if s.unit == f"train:{role.name}:{run.label}"), {})
+        if past := report.get("validations", []):
+            metric = next(name for name in past[0] if name.startswith("valid_"))
+            names = {**_HEALTH, metric: metric.removeprefix("valid_").replace("_", "@").upper() + ", validation"}
+            lines = [(words, [entry[name] for entry in past]) for name, words in names.items()]
+            epochs = [entry["epoch"] for entry in past]
+            trends.append(
+                Trend(f"Embedding health: {model['name']}, {run.label}", about, epochs, lines, report["best_epoch"])
+            )
+    return trends
 
 
 def _accounts(ctx: Context) -> Section:

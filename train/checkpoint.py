@@ -14,7 +14,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,12 @@ MANIFEST = "MANIFEST.json"
 SET_ASIDE = "MANIFEST.refused.json"
 """The manifest of a checkpoint that a run did not resume from: it no longer counts, its files are still there."""
 CHECKPOINT_FORMAT = "logs2rec-checkpoint"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_OLDEST_READ = 2  # lacks what TrainState has a default for
 _JSON_LIMIT = 64 * 2**20
 _DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _SHARD = "shard-{:05d}.safetensors"
-_LATER = {"peak_memory_bytes"}
-"""Fields that older checkpoints of this format lack, and then have at their defaults."""
 _log = logging.getLogger(__name__)
 
 
@@ -71,6 +70,8 @@ class TrainState:
     """Of its losses so far, over steps."""
     peak_memory_bytes: int = 0
     """Largest sum over the workers of what each held at most (train.throughput.peak_memory), by the ends of epochs."""
+    validations: list[dict[str, float]] = field(default_factory=list)
+    """Of a model that learns an item table, those so far: epoch, metric, train.embedding_health; 256 at most."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,12 @@ def load(path: Path, check: bool = True) -> Checkpoint:
 
     `check=False`: another rank has compared every file, and of a sharded table all files together may be large.
     """
-    names = (verify if check else read_manifest)(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
+    names = (verify if check else read_manifest)(path, CHECKPOINT_FORMAT, FORMAT_VERSION, _OLDEST_READ)
     raw = read_json(path / "state.json")
     optimizer_scalars = raw.pop("optimizer", None)
-    if set(raw) | _LATER != {f.name for f in fields(TrainState)} or not isinstance(optimizer_scalars, dict):
+    known = {f.name for f in fields(TrainState)}
+    needed = {f.name for f in fields(TrainState) if f.default is MISSING and f.default_factory is MISSING}
+    if not needed <= set(raw) <= known or not isinstance(optimizer_scalars, dict):
         raise ArtifactError(f"{path / 'state.json'}: not the fields of format version {FORMAT_VERSION}")
     state = TrainState(**raw)
     body = Body(
@@ -258,13 +261,13 @@ def write_manifest(directory: Path, kind: str, version: int) -> None:
     sync(directory.parent)  # older ones may be removed now
 
 
-def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:
+def verify(directory: Path, kind: str, version: int, oldest: int | None = None) -> dict[str, dict[str, Any]]:
     """Check a sealed directory against its manifest and return {file name: {size, sha256}}.
 
     Raises ArtifactError naming the file as `read_manifest` does, and when a file is missing, altered, unexpected or
     a link.
     """
-    files = read_manifest(directory, kind, version)
+    files = read_manifest(directory, kind, version, oldest)
     unknown = {p.name for p in directory.iterdir()} - set(files) - {MANIFEST}
     if unknown:
         raise ArtifactError(f"{directory / sorted(unknown)[0]}: not in the manifest")
@@ -273,16 +276,16 @@ def verify(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]
     return files
 
 
-def read_manifest(directory: Path, kind: str, version: int) -> dict[str, dict[str, Any]]:
-    """What the manifest says; the files are not looked at. ArtifactError when it is absent, of another format, or
-    when a name would lead out of the directory."""
+def read_manifest(directory: Path, kind: str, version: int, oldest: int | None = None) -> dict[str, dict[str, Any]]:
+    """What the manifest says; the files are not looked at. ArtifactError when it is absent, of another format (older
+    versions are read back to `oldest`), or when a name would lead out of the directory."""
     if not directory.is_dir():
         raise ArtifactError(f"{directory}: no such directory")
     if not (directory / MANIFEST).exists():
         raise ArtifactError(f"{directory}: incomplete, it has no {MANIFEST}")
     manifest = read_json(directory / MANIFEST)
     found = (manifest.get("format"), manifest.get("format_version"))
-    if found != (kind, version):
+    if found not in [(kind, readable) for readable in range(oldest or version, version + 1)]:
         newer = found[0] == kind and isinstance(found[1], int) and found[1] > version
         refusal = NewerFormatError if newer else ArtifactError
         raise refusal(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}")

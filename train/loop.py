@@ -23,6 +23,7 @@ from train import checkpoint
 from train.artifact import build
 from train.checkpoint import Body, TrainState
 from train.configs import TransformerShape
+from train.embedding_health import health_metrics, with_validation
 from train.item_table import ItemModel, ItemShard, counted, dense_state, load_dense_state
 from train.job import Job, Splits, opened
 from train.layers import EMBEDDING_STD
@@ -246,6 +247,7 @@ class Worker:
         """Validate, and in the last stage compare with the best so far and count towards patience."""
         with self.average.in_place(self.model) if self.average else nullcontext():
             name, value = validate(self.model, self.splits.valid, self.settings, self.rank, self.world, self.device)
+            health = health_metrics(self.model)
             if final_stage:
                 best = self.state.best_metric
                 if best is None or better(name, value, best):
@@ -257,7 +259,10 @@ class Worker:
                     bad = self.state.bad_validations + 1
                     out_of_patience = 0 < self.settings.patience <= bad
                     self._advance(bad_validations=bad, finished=self.state.finished or out_of_patience)
-        return {name: value, "best_epoch": self.state.best_epoch}
+        if health:
+            entry = {"epoch": self.state.epoch, name: value, **health}
+            self._advance(validations=with_validation(self.state.validations, entry, self.state.best_epoch))
+        return {name: value, **health, "best_epoch": self.state.best_epoch}
 
     # Checkpoints.
 

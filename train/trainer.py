@@ -29,6 +29,7 @@ from infra.tables import FIRST_INDEX
 from train import artifact, checkpoint, warm
 from train.checkpoint import Checkpoint, TrainState
 from train.configs import ModelConfig, PopularityConfig
+from train.embedding_health import figures_at
 from train.item_table import ItemModel, assemble, load_dense_state
 from train.job import Job
 from train.loop import train_worker
@@ -343,6 +344,7 @@ def _publish(request: TrainRequest, job: Job, last: Checkpoint, out: Path) -> di
 
 
 def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
+    health = {**figures_at(state.validations, state.best_epoch), "validations": state.validations}
     return {
         "epochs": state.epoch,
         "steps": state.step,
@@ -353,6 +355,7 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
         "examples_per_second": state.examples / state.train_seconds,
         "workers": state.world,
         "peak_memory_bytes": state.peak_memory_bytes,
+        **(health if state.validations else {}),
     }
 
 

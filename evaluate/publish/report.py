@@ -1,8 +1,9 @@
 """The daily report: one self-contained HTML page, readable on a phone, offline, and years later.
 
 Nothing is fetched: no script, no font, no image, and a content policy that forbids them. All text is
-escaped. Plots are rows of tables whose geometry is in percent, so they fit any width while the text
-keeps its size; the figures stand beside them. `<data value=...>` carries each figure unrounded.
+escaped. Intervals are rows of tables whose geometry is in percent, so they fit any width while the text
+keeps its size; trends over epochs are evaluate.publish.plots. Figures stand beside both, and `<data value=...>`
+carries each unrounded.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import numpy as np
 
 from evaluate.decision.gate import Decision
 from evaluate.decision.statistics import Interval
+from evaluate.publish.numerals import number
+from evaluate.publish.plots import STYLE, Trend, trend
 from infra.disk import sync
 from infra.errors import UsageError
 
@@ -59,6 +62,7 @@ class Report:
     decisions: Mapping[str, Decision]
     sections: Sequence[Section] = ()
     intervals: Sequence[Intervals] = ()
+    trends: Sequence[Trend] = ()
     lineage: Mapping[str, tuple[int | str, int]] = field(default_factory=dict)
     configuration: Any = None
 
@@ -66,8 +70,8 @@ class Report:
 def write_report(path: str | Path, report: Report) -> None:
     """Write the page atomically (temporary file, fsync, rename): readers see the old page or the new.
 
-    Makes the folder if need be. UsageError if the path cannot be written or a table's row is not as
-    wide as its header.
+    Makes the folder if need be. UsageError if the path cannot be written, a table's row is not as wide
+    as its header, or a plot's line has not one finite value per epoch.
     """
     # Ids from a log may hold lone surrogates, which UTF-8 has no bytes for.
     data = render(report).encode("utf-8", "backslashreplace")
@@ -89,10 +93,11 @@ def write_report(path: str | Path, report: Report) -> None:
 
 
 def render(report: Report) -> str:
-    """The page as text. UsageError if a table's row is not as wide as its header."""
+    """The page as text. UsageError as `write_report`."""
     parts = [_decisions(report.decisions)]
     parts += [_intervals(group, f"intervals-{i}") for i, group in enumerate(report.intervals)]
     parts += [_section(section, f"table-{i}") for i, section in enumerate(report.sections)]
+    parts += [trend(plots, f"trend-{i}") for i, plots in enumerate(report.trends)]
     if report.lineage:
         rows = [(table, str(version), count) for table, (version, count) in report.lineage.items()]
         about = "The Delta versions this run was computed from; the same versions give the same report."
@@ -109,7 +114,7 @@ def render(report: Report) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(report.title)} · {escape(report.run_date)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE}{STYLE}</style>
 </head>
 <body>
 <header><h1>{escape(report.title)}</h1><p>Run date <time>{escape(report.run_date)}</time></p></header>
@@ -167,7 +172,7 @@ def _intervals(group: Intervals, anchor: str) -> str:
     )
     explanation = group.explanation
     if group.reference is not None:
-        explanation = f"{explanation} Dashed line: {_number(group.reference)}.".lstrip()
+        explanation = f"{explanation} Dashed line: {number(group.reference)}.".lstrip()
     return _table(group.title, explanation, anchor, head, body, kind="intervals")
 
 
@@ -191,7 +196,7 @@ def _scale(group: Intervals) -> tuple[float, float]:
 
 
 def _scale_ends(scale: tuple[float, float]) -> str:
-    return f'<span class="ends"><span>{_number(scale[0])}</span><span>{_number(scale[1])}</span></span>'
+    return f'<span class="ends"><span>{number(scale[0])}</span><span>{number(scale[1])}</span></span>'
 
 
 def _plot(interval: Interval, scale: tuple[float, float], reference: float | None) -> str:
@@ -208,7 +213,7 @@ def _plot(interval: Interval, scale: tuple[float, float], reference: float | Non
         shapes += f'<line class="reference" x1="{x(reference)}" x2="{x(reference)}" y1="0" y2="100%"/>'
     shapes += f'<line class="range" x1="{x(interval.low)}" x2="{x(interval.high)}" y1="50%" y2="50%"/>'
     shapes += f'<circle cx="{x(interval.estimate)}" cy="50%" r="4.5"/>'
-    spoken = f"{_number(interval.estimate)}, from {_number(interval.low)} to {_number(interval.high)}"
+    spoken = f"{number(interval.estimate)}, from {number(interval.low)} to {number(interval.high)}"
     return f'<svg role="img" aria-label="{escape(spoken)}" width="100%" height="22">{shapes}</svg>'
 
 
@@ -216,8 +221,8 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def _right(number: bool) -> str:
-    return ' class="number"' if number else ""
+def _right(numeric: bool) -> str:
+    return ' class="number"' if numeric else ""
 
 
 def _cell(value: object) -> str:
@@ -226,19 +231,8 @@ def _cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, Real):
-        return f'<data value="{value!s}">{_number(value)}</data>'
+        return f'<data value="{value!s}">{number(value)}</data>'
     return escape(str(value))
-
-
-def _number(value: Real | float) -> str:
-    """Whole numbers in full; others with four decimals, or four digits if tiny; NaN in words."""
-    if isinstance(value, Integral):
-        return f"{int(value):,}".replace("-", "−")
-    number = float(value)
-    if math.isnan(number):
-        return "not defined"
-    tiny = number != 0 and abs(number) < 0.001
-    return (f"{number:.4g}" if tiny or math.isinf(number) else f"{number:,.4f}").replace("-", "−")
 
 
 #: Light and dark, from a phone's width up. On a phone an interval stacks: label, plot, figures.

@@ -212,6 +212,9 @@ def test_the_report_is_a_page_of_its_own(line: Line) -> None:
     assert "small.retrieval" in page
     assert "popularity" in page
     assert "<script" not in page
+    assert page.count("Embedding health: small.retrieval, adrec") == 1
+    (drawn,) = [s["report"] for s in line.done.json["stages"] if s["unit"] == "train:retrieval:adrec"]
+    assert f'<data value="{drawn["embedding_isotropy"]!r}">' in page
 
 
 def test_rollback_without_a_predecessor_is_refused(line: Line) -> None:

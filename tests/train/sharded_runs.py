@@ -17,11 +17,14 @@ from tests.train.tables import write_sequences
 from tests.train.test_loop import CHUNKS, KilledError, job
 from train import loop
 from train.configs import ADRecConfig, ModelConfig, SASRecConfig
+from train.embedding_health import FIGURES, PREFIX
 from train.item_table import dense_state
 from train.job import Job, opened
 from train.loop import Worker
 from train.sampled_softmax import Proposal
 
+TOLD = ("loss", "valid_ndcg_20", *(PREFIX + name for name in FIGURES))
+"""Of each epoch."""
 CPU = torch.device("cpu")
 CATALOGUE = 10
 SHAPE = {"width": 8, "blocks": 1, "heads": 1, "max_length": 4, "negatives": CATALOGUE - 2}
@@ -66,7 +69,7 @@ def trained(rank: int, world: int, what: Job, kill_after: int = 0) -> dict[str, 
         except KilledError:
             assert kill_after
     left = {**dense_state(worker.model), **worker.shard.state(with_best=True)}
-    figures = {name: torch.tensor([m[name] for m in told], dtype=torch.float64) for name in ("loss", "valid_ndcg_20")}
+    figures = {name: torch.tensor([m[name] for m in told], dtype=torch.float64) for name in TOLD}
     return {**left, **figures, "tables": torch.stack(tables) if tables else torch.empty(0)}
 
 

@@ -22,6 +22,14 @@ def state(**changes) -> TrainState:
     return TrainState(**{**values, **changes})
 
 
+def rewrite_state(path: Path, version: int, **changes) -> None:
+    """Seal the checkpoint anew, of another version and with other fields; None takes one out."""
+    (path / checkpoint.MANIFEST).unlink()
+    raw = {**json.loads((path / "state.json").read_text()), **changes}
+    checkpoint.write_json(path / "state.json", {k: v for k, v in raw.items() if v is not None})
+    checkpoint.write_manifest(path, checkpoint.CHECKPOINT_FORMAT, version)
+
+
 def nothing() -> None:
     pass
 
@@ -52,22 +60,23 @@ def test_what_was_saved_comes_back(tmp_path):
     assert torch.equal(torch.rand(3, generator=generator), expected)
 
 
-def test_an_older_checkpoint_without_the_memory_still_loads(tmp_path):
-    path = write(tmp_path / "c", peak_memory_bytes=5)
-    kept = json.loads((path / "state.json").read_text())
-    assert kept.pop("peak_memory_bytes") == 5
-    checkpoint.write_json(path / "state.json", kept)
-    reseal(path)
+def test_the_history_of_validations_comes_back(tmp_path):
+    history = [{"epoch": 1, "valid_ndcg_20": 0.125, "embedding_isotropy": 0.5}]
+    assert checkpoint.load(write(tmp_path / "c", validations=history)).body.state.validations == history
+
+
+def test_the_version_before_is_read(tmp_path):
+    path = write(tmp_path / "c")
+    rewrite_state(path, version=2, validations=None, peak_memory_bytes=None)
     assert checkpoint.load(path).body.state == state()
-    checkpoint.write_json(path / "state.json", {k: v for k, v in kept.items() if k != "epoch"})
-    reseal(path)
-    with pytest.raises(ArtifactError, match=r"state\.json: not the fields of format"):
+
+
+@pytest.mark.parametrize("changes", [{"epoch": None}, {"input_versions": None}, {"colour": 1}])
+def test_fields_that_are_not_those_of_the_state(tmp_path, changes):
+    path = write(tmp_path / "c")
+    rewrite_state(path, version=3, **changes)
+    with pytest.raises(ArtifactError, match=r"state\.json: not the fields of format version 3"):
         checkpoint.load(path)
-
-
-def reseal(path: Path) -> None:
-    (path / checkpoint.MANIFEST).unlink()
-    checkpoint.write_manifest(path, checkpoint.CHECKPOINT_FORMAT, checkpoint.FORMAT_VERSION)
 
 
 def test_the_manifest_is_the_last_file_and_waits_for_every_rank(tmp_path):
@@ -192,7 +201,7 @@ def test_a_newer_programs_checkpoint_is_not_given_up(tmp_path):
     edit_manifest(newer, format_version=checkpoint.FORMAT_VERSION + 1)
     with pytest.raises(ArtifactError, match=rf"continue with the program that wrote it, or move {newer} away"):
         checkpoint.latest_valid(checkpoint.candidates(tmp_path))
-    edit_manifest(newer, format_version=checkpoint.FORMAT_VERSION - 1)
+    edit_manifest(newer, format_version=1)
     assert checkpoint.latest_valid(checkpoint.candidates(tmp_path))[0] == older
 
 

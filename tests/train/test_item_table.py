@@ -31,6 +31,7 @@ from tests.train.test_step import cut
 from tests.train.test_trainer import request_for
 from train import checkpoint, trainer, validation
 from train.configs import ADRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.embedding_health import embedding_health
 from train.item_table import counted
 from train.job import Job, opened
 from train.layers import EMBEDDING_STD
@@ -104,11 +105,18 @@ class TestTwoRanks:
         assert two[0][f"{name}/valid_ndcg_20"][-1].item() == pytest.approx(sum(shares) / 9, rel=1e-12)
         assert len(TARGETS) == 9
 
+    @pytest.mark.parametrize("name", ["straight", "adrec"])
+    def test_tell_how_the_whole_table_is_spread(self, two, name):
+        for figure, value in embedding_health(whole(two, name)).items():
+            told = [answer[f"{name}/embedding_{figure}"][-1].item() for answer in two]
+            assert told == pytest.approx([value, value], rel=1e-9)
+
     def test_resume_bit_for_bit(self, two):
         for answer in two:
             straight, killed, resumed = (of(answer, name) for name in ("noisy", "killed", "resumed"))
-            assert torch.equal(torch.cat([killed["loss"], resumed["loss"]]), straight["loss"])
-            for name in straight.keys() - {"loss", "valid_ndcg_20", "tables"}:
+            for name in sharded_runs.TOLD:
+                assert torch.equal(torch.cat([killed[name], resumed[name]]), straight[name])
+            for name in straight.keys() - {*sharded_runs.TOLD, "tables"}:
                 assert torch.equal(straight[name], resumed[name]), name
             assert {"weight", "sum", "best.weight"} <= straight.keys()
 

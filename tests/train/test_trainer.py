@@ -16,6 +16,7 @@ from tests.train.tables import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
 from train import checkpoint, trainer, validation
 from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.embedding_health import embedding_health
 from train.job import Job, opened
 from train.loop import Worker
 from train.settings import TrainingSettings
@@ -87,6 +88,11 @@ class TestOnRay:
         with opened(job_of(request_for(tmp_path)), 0, 1) as splits:
             _, value = validation.validate(loaded.model, splits.valid, settings, 0, 1, CPU)
         assert value == pytest.approx(metrics["valid_metric"], abs=1e-9)  # the best weights, not the last
+
+        best = {f"embedding_{name}": value for name, value in embedding_health(loaded.model.item_table()).items()}
+        assert {name: metrics[name] for name in best} == pytest.approx(best, rel=1e-9)
+        wanted = ("epoch", "valid_ndcg_20", *best)
+        assert metrics["validations"] == [{name: m[name] for name in wanted} for m in progress]
 
         # A finished run needs no worker any more, and its artifact is the one that is there.
         monkeypatch.setattr(trainer, "_run_workers", None)
@@ -181,6 +187,7 @@ class TestWithoutRay:
         assert [f.name for f in loaded.fields] == ["colour", "price", "tags", "shop"]
         assert (loaded.kind, loaded.catalogue) == ("ranking", None)
         assert 0 < metrics["valid_metric"] < 5
+        assert "validations" not in metrics
 
     def test_no_connection(self, tmp_path, monkeypatch):
         import ray

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from evaluate.decision.gate import Decision, Verdict
 from evaluate.decision.statistics import Interval
+from evaluate.publish.plots import Trend
 from evaluate.publish.report import Intervals, Report, Section, render, write_report
 from infra.errors import UsageError
 
@@ -75,6 +76,7 @@ def full_report(text: str = "plain") -> Report:
                 f"Difference {text}", f"over users {text}", [(f"label {text}", Interval(-0.031, 0.0127, 0.0625))], -0.02
             )
         ],
+        trends=[Trend(f"Health {text}", f"collapse {text}", (1, 2), [(f"isotropy {text}", (0.75, 0.3125))], 1)],
         lineage={f"events {text}": (17, 100_000), "sequences": ("3f9a", 2814)},
         configuration={"model": {"name": text, "layers": [1, 2]}},
     )
@@ -82,6 +84,10 @@ def full_report(text: str = "plain") -> Report:
 
 def test_every_figure_and_text_is_on_the_page() -> None:
     page = Page(render(full_report()))
+    assert {0.75, 0.3125} <= page.figures
+    assert "Health plain" in page.text
+    assert "collapse plain" in page.text
+    assert "isotropy plain" in page.text
     assert {0.186612345, 1234567, 0.5, -42, -0.031, 0.0127, 0.0625, 100_000, 2814} <= page.figures
     for shown in ["0.1866", "1,234,567", "−42", "−0.0310", "0.0127", "0.0625", "−0.0200", "17", "3f9a", "100,000"]:
         assert shown in page.text
