@@ -122,7 +122,7 @@ def _short(value: float, span: float) -> str:
     if value == 0:
         return "0"
     digits = 2 - math.floor(math.log10(span))
-    shown = f"{value:.{digits}f}" if 0 <= digits <= 5 else f"{value:.2e}" if digits > 5 else f"{value:,.0f}"
+    shown = f"{value:,.{max(0, digits)}f}" if -3 <= digits <= 5 else f"{value:.2e}"
     return shown.replace("-", "−")
 
 
