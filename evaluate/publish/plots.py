@@ -135,7 +135,7 @@ STYLE = """
 .about { margin: 0 0 .5rem; max-width: 44rem; color: var(--soft); font-size: .925rem; }
 .trends { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 .trend { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--rule); border-radius: .4rem; }
-.trend svg { width: 100%; height: auto; }
+.trend svg { width: 100%; height: auto; overflow: visible; }
 .trend text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
 .trend .name { fill: var(--ink); font-weight: 600; }
 .trend .end { text-anchor: end; }
