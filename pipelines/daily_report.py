@@ -33,7 +33,7 @@ def build(
         decisions=decisions,
         sections=[*(_metrics(ctx, m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
         intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
-        trends=[plot for m in models for plot in _health(ctx, m, found[m["role"]])],
+        trends=[plot for m in models for plot in health_trends(ctx, m, found[m["role"]])],
         lineage={t: (v["version"], v["rows"]) for t, v in tables.items()},
         configuration={"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")},
     )
@@ -100,7 +100,7 @@ _HEALTH = {
 }
 
 
-def _health(ctx: Context, model: Mapping[str, Any], role: Role) -> list[Trend]:
+def health_trends(ctx: Context, model: Mapping[str, Any], role: Role) -> list[Trend]:
     """How the item table of each model that learns one was spread at its validations; of a model of an older program
     nothing is known."""
     about = (

@@ -4,13 +4,13 @@ A table collapses when its rows come to lie in one direction or in few: the mean
 towards 0. All four figures follow from moments that add up over blocks of rows and over ranks, so a table of any
 length needs D x D numbers beside it.
 
-The figures are those of papers.md 2.7 (ADRec's embedding_metrics.ipynb); how its variance and KL are defined is not
-printed there. `kl_gaussian` is ours, the closest to its values that is invariant to rotation and scale: on N(0, I)
-tables of its shapes 0.87 +- 0.01 for 0.88 (Baby) and 0.69 +- 0.01 for 0.68 (Beauty), which is what sampling V rows
-alone gives, about D² / 4V. Its values rule out N(0, I) itself as the reference (a table of variance 0.006 would be
-hundreds away from it) and rows with their mean (SASRec+'s mean cosine of 0.24 alone would add 20). They do not tell
-one scale for all dimensions, as here, from one scale for each (0.86 +- 0.01 and 0.68 +- 0.01). Its log-det ends at
--ln 1e-9 = 2 x 10.36, so a 10.4 there is 10.4 or more here.
+The figures are those of papers.md 2.7 (ADRec's embedding_metrics.ipynb), which has their values, but not how KL is
+defined. `kl_gaussian` is ours: of the definitions that fit those values it is the one that neither rotation nor scale
+changes. On N(0, I) tables it gives 0.87 +- 0.01 for 0.88 (Baby) and 0.69 +- 0.01 for 0.68 (Beauty), all of it from
+estimating Σ from V rows, about D² / 4V. What the values rule out is N(0, I) itself as the reference (a table of
+variance 0.006 would be hundreds away) and a mean left in (SASRec+'s mean cosine of 0.24 alone would add 20); they do
+not rule out a scale for each dimension (0.86 +- 0.01, 0.68 +- 0.01) instead of one for all. Their ceiling of 10.37 is
+that of ln(det + 1e-9), 1/2 ln 1e9 = 10.36. Ours has no such ceiling, so a table at it there may stand far higher here.
 
 Shapes: V catalogue rows, N candidate rows (those from FIRST_INDEX on), B rows of a block, D width.
 """

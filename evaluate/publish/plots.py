@@ -122,7 +122,7 @@ def _short(value: float, span: float) -> str:
     if value == 0:
         return "0"
     digits = 2 - math.floor(math.log10(span))
-    shown = f"{value:.{digits}f}" if 0 <= digits <= 5 else f"{value:.2e}" if digits > 5 else f"{value:,.0f}"
+    shown = f"{value:,.{max(0, digits)}f}" if -3 <= digits <= 5 else f"{value:.2e}"
     return shown.replace("-", "−")
 
 
@@ -135,7 +135,7 @@ STYLE = """
 .about { margin: 0 0 .5rem; max-width: 44rem; color: var(--soft); font-size: .925rem; }
 .trends { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 .trend { margin: 0; padding: .5rem; background: var(--card); border: 1px solid var(--rule); border-radius: .4rem; }
-.trend svg { width: 100%; height: auto; }
+.trend svg { width: 100%; height: auto; overflow: visible; }
 .trend text { fill: var(--soft); font-size: 12px; font-variant-numeric: tabular-nums; }
 .trend .name { fill: var(--ink); font-weight: 600; }
 .trend .end { text-anchor: end; }
