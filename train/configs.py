@@ -65,7 +65,7 @@ class ADRecConfig(TransformerShape):
     """ADM: causal Transformer blocks, or D -> 4D -> D at each position."""
     denoiser_blocks: int = Field(2, ge=1)
     """Blocks of the attention denoiser."""
-    positions: bool = False
+    positions: bool = True
     """Learned positions beside the history's items; the published code has none."""
     steps: int = Field(32, ge=1)
     """T: steps of the diffusion process."""
@@ -94,8 +94,13 @@ class ADRecConfig(TransformerShape):
     """Weight of the MSE to the target's vector."""
     combine: Literal["average", "project"] = "average"
     """The two gradients as they are (published code), or each without what is against the other (PCGrad, the paper)."""
+    denoiser_start: Literal["identity", "random"] = "identity"
+    """Blocks of the attention denoiser begin by passing on what comes in; or at random, as published."""
     pretrain_share: float = Field(0.3, ge=0, lt=1)
-    """Share of the epochs for stage 1: the item table alone, under a SASRec without positions. 0 skips it."""
+    """Share of the epochs for stage 1, next-item cross-entropy without a process. 0 skips it."""
+    pretrain: Literal["encoder", "table"] = "encoder"
+    """What stage 1 leaves to the others: history encoder and item table; or, as published, the table alone, from a
+    SASRec without positions."""
     align_share: float = Field(0.1, ge=0, lt=1)
     """Share of the epochs for stage 2: everything but the item table, which is frozen. 0 skips it."""
     align_loss: Literal["both", "mse"] = "both"

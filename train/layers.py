@@ -218,6 +218,12 @@ class CausalTransformer(nn.Module):
             x_BD = block.extend(x_BD, keys)
         return x_BD
 
+    def start_as_identity(self) -> None:
+        """Zero what each block adds: what comes in normalised goes out as it came, and training starts from there."""
+        for block in self._stack():
+            for last in (block.attention.out, block.feed_forward[-1]):
+                nn.init.zeros_(cast(nn.Linear, last).weight)
+
     def _stack(self) -> list[Block]:
         return cast(list[Block], list(self.blocks))
 

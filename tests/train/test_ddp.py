@@ -20,6 +20,7 @@ from train.step import NotFiniteError, Stepper
 
 #: Pre-training, then the table frozen, then everything; hardly any noise, as that depends on how a batch is cut.
 STAGED = ADRecConfig(**SHAPE, denoiser_blocks=1, steps=4, noise_scale=ADREC.noise_scale)
+PROJECTED = STAGED.model_copy(update={"combine": "project"})
 #: Of each stage the limit of the gradient's norm; the last has none, lest a wrong factor be clipped away.
 STAGES = {"pretrain": 0.05, "align": 0.05, "finetune": 0.0}
 CHUNKS = ragged([2, 3, 4, 5, 6, 7, 8], [9, 10, 1, 12], [3, 5], [13, 2, 11], [4, 4, 9, 6, 2])
@@ -35,10 +36,10 @@ CUTS = {
 Answer = dict[str, Tensor]
 
 
-def trained(rank: int, world: int, cut: list[list[list[int]]]) -> Answer:
+def trained(rank: int, world: int, cut: list[list[list[int]]], config: ADRecConfig = STAGED) -> Answer:
     """Three steps of every stage: losses, and of each stage the gradients of its last step and the weights then."""
     torch.manual_seed(0)
-    model = build_sequence(STAGED, 14).train()
+    model = build_sequence(config, 14).train()
     data = SequenceData(CHUNKS, CHUNKS, max_length=6)
     batches = [data.batch(np.array(rows, np.int64)) for rows in cut[rank]]
     names = {name for name, _ in model.named_parameters()}
@@ -81,6 +82,7 @@ def spoiled(rank: int, world: int) -> Answer:
 def everything(rank: int, world: int, folder: Path) -> Answer:
     """All that two ranks are asked, in one pair of processes."""
     answers = {name: trained(rank, world, cut) for name, cut in CUTS.items()}
+    answers["projected"] = trained(rank, world, CUTS["first micro-batch empty"], PROJECTED)
     answers["spoiled"] = spoiled(rank, world)
     return {f"{name}: {key}": value for name, answer in answers.items() for key, value in answer.items()}
 
@@ -99,6 +101,12 @@ def one() -> Answer:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     return on_ranks(2, tmp_path_factory.mktemp("ranks"), everything)
+
+
+def test_two_ranks_project_the_same_gradients_as_one(two):
+    alone = of(trained(0, 1, WHOLE, PROJECTED), "finetune/gradient/")
+    for answer in two:
+        torch.testing.assert_close(of(answer, "projected: finetune/gradient/"), alone, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -109,9 +109,9 @@ def test_a_rehearsal_leaves_no_trace_and_counts_products():
     assert torch.equal(generator.get_state(), seeded(3).get_state())
     assert all(torch.equal(before[n], w) for n, w in weights(stepper).items())
     assert gradients(stepper) == {}
-    # 18 places, D = 16: two blocks of 12 D^2 weights, and the time code's 8 D^2; forward, and backward twice that,
+    # 18 places, D = 16: two blocks of 12 D^2 weights; 4 steps: the time code's 8 D^2; forward, and backward twice that,
     # save the gradient of the time code's input. Scores: 9 targets or all 18 places over 14 rows. Attention on top.
-    products = 2 * 18 * 16**2 * (2 * 12 * 3 + 4 * 2 + 4 * 3) + 2 * 9 * 14 * 16 * 3
+    products = 2 * 16**2 * (18 * 2 * 12 * 3 + 4 * (4 * 2 + 4 * 3)) + 2 * 9 * 14 * 16 * 3
     assert products <= flops <= 1.2 * products
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX, PADDING
 from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
@@ -70,13 +69,16 @@ class ADRec(ItemModel):
         self.adm: CausalTransformer | MLPDenoiser = MLPDenoiser(config.width)
         if config.denoiser == "attention":
             self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
+            if config.denoiser_start == "identity":
+                self.adm.start_as_identity()
         self.time = TimeEmbedding(config.width, config.steps)
         self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
         self.places = place_embedding(config.max_length, config.width) if config.positions else None
         self.own_answer = nn.Linear(config.width, config.width, bias=False) if config.self_conditioning else None
         learned = config.noise_scaling == "learned"
         self.noise_scale = nn.Parameter(torch.tensor(config.noise_scale)) if learned else config.noise_scale
-        self.pretrain_encoder = self._history_encoder() if config.pretrain_share else None
+        own_encoder = config.pretrain_share and config.pretrain == "table"
+        self.pretrain_encoder = self._history_encoder() if own_encoder else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """0.5 * (ce_weight * CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
@@ -104,10 +106,13 @@ class ADRec(ItemModel):
         return LossParts(terms, batch.counts)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
-        """Stage 1: next-item cross-entropy of a SASRec without positions on the same table."""
+        """Stage 1: next-item cross-entropy of a SASRec on the same table, which is CAM itself or (papers.md 2.4) an
+        encoder without positions that is then left behind."""
+        visible, shown_BLD = self._visible(batch), self.items(batch.items_BL)
         if self.pretrain_encoder is None:
-            raise TrainingError("pretrain_share is 0: this model has no pre-training stage; raise it to have one")
-        c_BLD = self.pretrain_encoder(self.items(batch.items_BL), self._visible(batch))
+            c_BLD = self.cam(self._placed(shown_BLD, batch), visible)
+        else:
+            c_BLD = self.pretrain_encoder(shown_BLD, visible)
         ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
         return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
@@ -129,8 +134,9 @@ class ADRec(ItemModel):
         width = self.config.width
         noise_BD = draw_noise(self.items.weight.new_empty(len(batch.items_BL), width), generator)
         batch = batch.latest(self.config.max_length)
-        rows = len(batch.items_BL) if self.config.seen_padding else _USERS_AT_ONCE
-        readers = [(places, _Reader(self, part)) for places, part in batch.by_length(rows)]
+        # What sees padding has to be given all of it.
+        parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length(_USERS_AT_ONCE)
+        readers = [(places, _Reader(self, part)) for places, part in parts]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             x0_hat_BD = torch.empty_like(x_t_BD)
@@ -150,7 +156,8 @@ class ADRec(ItemModel):
         A stage whose share is 0 is left out.
         """
         pretrain, align = self.config.pretrain_share, self.config.align_share
-        others = {name.split(".")[0] for name, _ in self.named_parameters()} - {"items", "pretrain_encoder"}
+        pretrained = {"items", "pretrain_encoder"} if self.pretrain_encoder else {"items", "cam", "places"}
+        others = {name.split(".")[0] for name, _ in self.named_parameters()} - pretrained
         project = self.config.combine == "project"
         spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
         stages = [

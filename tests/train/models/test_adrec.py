@@ -4,9 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from tests.train.models import straightforward
 from tests.train.models.contract import (
     CATALOGUE,
+    PACKED,
     TRAINING,
     TrainedSequenceModelContract,
     histories,
@@ -28,14 +33,15 @@ def adrec(**settings) -> ADRec:
 
 
 class ADRecTests(TrainedSequenceModelContract):
-    settings: dict = {}  # noqa: RUF012
+    shape: dict = {}  # noqa: RUF012
 
     def silent(self, model):
-        model.config = model.config.model_copy(update={"noise_scale": 0.0})
+        model.noise_scale, model.own_answer = 0.0, None
+        model.config = model.config.model_copy(update={"guidance": 1.0})
         return model
 
     def build(self):
-        return ADRec(ADRecConfig(**(SHAPE | self.settings)), CATALOGUE)
+        return ADRec(ADRecConfig(**(SHAPE | self.shape)), CATALOGUE)
 
     @pytest.mark.parametrize("steps", [1, 3, 8, None])
     def test_any_number_of_steps(self, steps):
@@ -49,7 +55,7 @@ class TestADRec(ADRecTests):
 
 
 class TestStrongNoise(ADRecTests):
-    settings = {"noise_scale": 1.0, "schedule": "cosine"}  # noqa: RUF012
+    shape = {"noise_scale": 1.0, "schedule": "cosine"}  # noqa: RUF012
 
     def test_another_generator_gives_another_answer(self):
         model, batch = self.fresh(), histories([4, 5, 6])
@@ -57,15 +63,31 @@ class TestStrongNoise(ADRecTests):
 
 
 class TestOneStep(ADRecTests):
-    settings = {"steps": 1}  # noqa: RUF012
+    shape = {"steps": 1}  # noqa: RUF012
 
 
 class TestNoPretraining(ADRecTests):
-    settings = {"pretrain_share": 0.0}  # noqa: RUF012
+    shape = {"pretrain_share": 0.0}  # noqa: RUF012
+
+
+class TestNormalised(ADRecTests):
+    shape = {"noise_scaling": "normalised", "noise_scale": 0.5, "positions": True}  # noqa: RUF012
+
+
+class TestSelfConditioned(ADRecTests):
+    shape = {"self_conditioning": True, "noise_scale": 0.5}  # noqa: RUF012
+
+
+class TestGuided(ADRecTests):
+    shape = {"guidance": 1.5, "noise_scale": 0.5, "sampler": "ddim"}  # noqa: RUF012
+
+
+class TestPointwise(ADRecTests):
+    shape = {"denoiser": "mlp"}  # noqa: RUF012
 
 
 class TestSeenPadding(ADRecTests):
-    settings = {"seen_padding": True}  # noqa: RUF012
+    shape = {"seen_padding": True}  # noqa: RUF012
 
     def test_padding_changes_nothing(self):
         """The quirk is that it does."""
@@ -85,7 +107,7 @@ def test_noised_tokens_have_their_own_steps_and_padding_keeps_its_vector():
     model = adrec(steps=32)
     targets = torch.tensor([[0, 0] + [3] * 400, [5] * 402])
     x0 = torch.randn(2, 402, 16)
-    x_t, t = model._noised(x0, targets, seeded(4))
+    x_t, t = model._noised(x0, SequenceBatch(targets, targets, (targets != 0).cumsum(1)), seeded(4))
     assert torch.equal(x_t[0, :2], x0[0, :2])
     assert t[0, :2].tolist() == [0, 0]
     real = t[targets != 0]
@@ -104,7 +126,7 @@ def test_the_loss_is_half_the_sum_of_ce_and_mse_by_hand():
     batch = shifted([2, 3, 1, 5], [6, 7])
     parts = model.loss(batch, seeded(2))
     x0 = model.items(batch.targets_BL)
-    x_t, t = model._noised(x0, batch.targets_BL, seeded(2))
+    x_t, t = model._noised(x0, batch, seeded(2))
     visible = model._visible(batch)
     x0_hat = model._denoise(model.cam(model.items(batch.items_BL), visible), x_t, t, visible)
     ce, mse = [], [[], []]
@@ -121,7 +143,7 @@ def test_the_loss_is_half_the_sum_of_ce_and_mse_by_hand():
 
 def test_the_mse_pulls_the_target_vectors_too():
     model = adrec()
-    model._denoise = lambda c, x_t, t, visible: torch.zeros_like(c)
+    model._denoise = lambda c, *_: torch.zeros_like(c)
     terms = model.loss(shifted([7, 5], length=2), seeded()).terms
     terms["mse"].sum.backward()
     torch.testing.assert_close(model.items.weight.grad[5], 2 * model.items.weight[5].detach() / 16)
@@ -151,27 +173,145 @@ def test_a_later_input_or_later_noise_changes_no_earlier_prediction():
 
 
 def test_inference_touches_only_the_last_token_and_encodes_the_history_once():
-    """Earlier tokens: clean shifted history at step 0. Last: from N(0, I), steps T-1..0."""
+    """Earlier tokens: clean shifted history at step 0, once. Last: from N(0, I), steps T-1..0."""
     model = adrec()
-    encoded, inputs = [], []
+    encoded, entered = [], []
     model.cam.register_forward_hook(lambda *_: encoded.append(1))
-    inner = model._denoise
+    inner = model._entering
 
-    def spy(c, x_t, t, real):
-        inputs.append((x_t, t))
-        return inner(c, x_t, t, real)
+    def spy(x_t, t, own=None):
+        entered.append((x_t, t))
+        return inner(x_t, t, own)
 
-    model._denoise = spy
+    model._entering = spy
     model.user_vectors(histories([4, 5, 6]), None, seeded(7))
     assert len(encoded) == 1
-    assert [int(t[0, -1]) for _, t in inputs] == [7, 6, 5, 4, 3, 2, 1, 0]
-    E = model.items.weight
-    known = torch.stack([E[0], E[0], E[0], E[5], E[6]])  # padding has no target, 4 -> 5, 5 -> 6
-    for x_t, t in inputs:
-        assert t[0, :-1].tolist() == [0] * 5
-        assert torch.equal(x_t[0, :-1], known)
-    first = torch.randn(1, 16, generator=seeded(7))
-    assert torch.equal(inputs[0][0][:, -1], first)
+    (known, first), *last = entered
+    assert first.tolist() == [[0, 0]]
+    assert torch.equal(known[0], model.items.weight[[5, 6]])  # 4 -> 5, 5 -> 6
+    assert [t.tolist() for _, t in last] == [[7], [6], [5], [4], [3], [2], [1], [0]]
+    assert torch.equal(last[0][0], torch.randn(1, 16, generator=seeded(7)))
+
+
+def test_padding_has_no_target_where_the_first_event_follows_it():
+    model = adrec()
+    entered = []
+    model._entering = lambda x_t, t, own=None: entered.append(x_t) or torch.zeros_like(x_t)
+    model.user_vectors(histories([4, 5, 6, 7], [8]), 1, seeded())
+    known = entered[0]  # by length: [8] first, in as many columns as the other has
+    assert torch.equal(known[0], torch.zeros(3, 16))
+    assert torch.equal(known[1], model.items.weight[[5, 6, 7]])
+
+
+EXTRAS = [
+    {},
+    {"noise_scale": 1.0, "sampler": "ddim"},
+    {"noise_scale": 0.5, "noise_scaling": "normalised", "positions": True, "independent": False},
+    {"noise_scale": 0.5, "noise_scaling": "learned", "self_conditioning": True},
+    {"noise_scale": 0.5, "guidance": 2.0, "denoiser_blocks": 2},
+    {"noise_scale": 1.0, "denoiser": "mlp"},
+    {"noise_scale": 1.0, "seen_padding": True},
+]
+
+
+@pytest.mark.parametrize("steps", [None, 3, 1])
+@pytest.mark.parametrize("settings", EXTRAS, ids=str)
+def test_reading_the_history_once_is_the_straightforward_method(settings, steps):
+    model = adrec(**settings)
+    batch = histories([4, 5, 6], [7], [2, 3, 4, 5, 6, 7], [9, 1, 9, 3])
+    ours = model.user_vectors(batch, steps, seeded(3))
+    torch.testing.assert_close(ours, straightforward.user_vectors(model, batch, steps, seeded(3)), atol=1e-4, rtol=0)
+
+
+@given(st.lists(st.lists(st.integers(2, CATALOGUE - 1), max_size=9), min_size=1, max_size=70), st.integers(0, 9))
+@settings(max_examples=25, deadline=None)
+def test_so_it_is_for_any_histories(rows, seed):
+    model = adrec(noise_scale=1.0)
+    batch = histories(*rows, length=9)
+    ours = model.user_vectors(batch, 4, seeded(seed))
+    torch.testing.assert_close(ours, straightforward.user_vectors(model, batch, 4, seeded(seed)), atol=1e-4, rtol=0)
+
+
+def test_the_loss_is_the_straightforward_one():
+    model = adrec(noise_scale=0.5, positions=True)
+    expected = straightforward.loss(model, TRAINING, seeded(2))
+    torch.testing.assert_close(model.loss(TRAINING, seeded(2)).total, expected)
+
+
+def test_no_steps_are_one_pass_without_noise():
+    model = adrec(noise_scale=1.0)
+    batch = histories([4, 5, 6], [7, 8])
+    u = model.user_vectors(batch, 0, seeded(1))
+    assert torch.equal(u, model.user_vectors(batch, 0, seeded(2)))
+    visible = model._visible(batch)
+    c = model.cam(model.items(batch.items_BL), visible)
+    x_t = model.items(torch.tensor([[0, 0, 0, 5, 6, 0], [0, 0, 0, 0, 8, 0]]))
+    t = torch.tensor([[0, 0, 0, 0, 0, 7]] * 2)
+    torch.testing.assert_close(u[:, 0], model._denoise(c, x_t, t, visible)[:, -1])
+
+
+def test_one_step_for_each_sequence_unless_independent():
+    model = adrec(independent=False)
+    x0 = torch.zeros(*PACKED.items_BL.shape, 16)
+    _, t = model._noised(x0, PACKED, seeded(1))
+    for row, part in ((0, slice(0, 3)), (0, slice(3, 9))):
+        wanted = PACKED.targets_BL[row, part] != 0
+        assert len(set(t[row, part][wanted].tolist())) == 1
+    _, t = adrec()._noised(x0, PACKED, seeded(1))
+    assert len(set(t[0, 3:].tolist())) > 1
+
+
+def test_normalised_targets_have_the_length_of_the_noise():
+    model = adrec(noise_scaling="normalised")
+    x = model._in_process(torch.randn(5, 16) * 0.01)
+    torch.testing.assert_close(x.norm(dim=1), torch.full((5,), 4.0))
+    assert torch.equal(model._in_process(torch.zeros(2, 16)), torch.zeros(2, 16))
+    u = model.user_vectors(histories([4, 5, 6]), None, seeded(1))
+    torch.testing.assert_close(u.norm(), torch.tensor(4.0))
+
+
+def test_a_learned_noise_scale_is_trained_where_the_denoiser_is():
+    model = adrec(noise_scaling="learned", noise_scale=0.2)
+    assert model.noise_scale.item() == pytest.approx(0.2)
+    model.loss(TRAINING, seeded()).total.backward()
+    assert model.noise_scale.grad.abs() > 0
+    frozen = {stage.name: "noise_scale" in stage.frozen for stage in model.stages()}
+    assert frozen == {"pretrain": True, "align": False, "finetune": False}
+
+
+def test_guidance_hides_whole_histories_in_training():
+    model = adrec(guidance=2.0, guidance_drop=0.5)
+    place = torch.arange(4).repeat(1, 500)
+    batch = SequenceBatch(torch.full_like(place, 3), torch.full_like(place, 4), place)
+    kept = model._hidden_for_some(torch.ones(1, 2000, 16), batch, seeded(1)).view(500, -1).mean(dim=1)
+    assert set(kept.tolist()) == {0.0, 1.0}
+    assert kept.mean().item() == pytest.approx(0.5, abs=0.08)
+    c = torch.randn(1, 2000, 16)
+    assert adrec()._hidden_for_some(c, batch, seeded(1)) is c
+
+
+def test_an_objective_without_weight_is_left_out():
+    assert set(adrec(ce_weight=0.0).loss(TRAINING, seeded()).terms) == {"mse"}
+    assert set(adrec(mse_weight=0.0).loss(TRAINING, seeded()).terms) == {"ce"}
+    stages = {stage.name: stage for stage in adrec(align_loss="mse", combine="project").stages()}
+    assert set(stages["align"].loss(TRAINING, seeded()).terms) == {"mse"}
+    assert set(stages["finetune"].loss(TRAINING, seeded()).terms) == {"ce", "mse"}
+    assert [stages[name].project for name in ("pretrain", "align", "finetune")] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"ce_weight": 0, "mse_weight": 0}, "ce_weight and mse_weight"),
+        ({"align_loss": "mse", "mse_weight": 0}, "align_loss"),
+        ({"combine": "project", "ce_weight": 0}, "combine"),
+        ({"steps": 0}, "steps"),
+        ({"width": 30, "heads": 4}, "heads 4"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(wrong, named):
+    with pytest.raises(ValidationError, match=named):
+        ADRecConfig(**wrong)
 
 
 def test_the_answer_never_enters():
