@@ -19,12 +19,18 @@ from tests.train.models.contract import (
     shifted,
     train,
 )
-from train.configs import ADRecConfig
+from train.configs import ADRecConfig, SASRecConfig
 from train.models.adrec import ADRec
+from train.models.sasrec import SASRec
 from train.protocol import SequenceBatch
 from train.ranking import target_ranks
 
-SHAPE = {"width": 16, "blocks": 1, "heads": 2, "max_length": 6, "denoiser_blocks": 1, "steps": 8}
+SHAPE = {
+    "width": 16, "blocks": 1, "heads": 2, "max_length": 6, "denoiser_blocks": 1, "steps": 8, "positions": False,
+    "denoiser_start": "random", "pretrain": "table",
+}  # fmt: skip
+"""As published, but for the size."""
+OWN = {"positions": True, "denoiser_start": "identity", "pretrain": "encoder"}
 
 
 def adrec(**settings) -> ADRec:
@@ -68,6 +74,10 @@ class TestOneStep(ADRecTests):
 
 class TestNoPretraining(ADRecTests):
     shape = {"pretrain_share": 0.0}  # noqa: RUF012
+
+
+class TestOwnChoices(ADRecTests):
+    shape = OWN
 
 
 class TestNormalised(ADRecTests):
@@ -348,6 +358,32 @@ def test_each_stage_frees_what_the_paper_says():
     assert free(model, "finetune") == {"items", "cam", "adm", "time"}
 
 
+def test_each_stage_frees_what_our_own_choice_says():
+    model = adrec(**OWN)
+    assert free(model, "pretrain") == {"items", "cam", "places"}
+    assert free(model, "align") == {"cam", "places", "adm", "time"}
+    assert free(model, "finetune") == {"items", "cam", "places", "adm", "time"}
+
+
+def test_pre_training_the_encoder_is_sasrec():
+    """The same weights under the names of SASRec give the same loss."""
+    model = adrec(**OWN)
+    sasrec = SASRec(SASRecConfig(width=16, blocks=1, heads=2, max_length=6), CATALOGUE).eval()
+    names = {"cam": "encoder", "places": "places", "items": "items"}
+    parts = {name.partition(".")[::2]: weight for name, weight in model.state_dict().items()}
+    sasrec.load_state_dict({f"{names[head]}.{rest}": w for (head, rest), w in parts.items() if head in names})
+    ours = model.stages()[0].loss(TRAINING, seeded()).total
+    torch.testing.assert_close(ours, sasrec.loss(TRAINING, seeded()).total)
+
+
+def test_a_denoiser_that_starts_as_identity_passes_the_encoding_on():
+    model = adrec(denoiser_start="identity", denoiser_blocks=2)
+    batch = histories([4, 5, 6], [7, 8])
+    visible = model._visible(batch)
+    c = model.cam(model.items(batch.items_BL), visible)
+    torch.testing.assert_close(model.adm(c, visible), c, atol=1e-5, rtol=1e-4)
+
+
 def test_every_free_parameter_of_a_stage_gets_a_gradient_and_no_frozen_one_does():
     model = adrec().train()
     for stage in model.stages():
@@ -382,10 +418,10 @@ def cycle_batch() -> tuple[list[int], SequenceBatch]:
     return cycle, shifted(*[[cycle[(s + i) % 12] for i in range(2 + s % 6)] for s in range(12)])
 
 
-@pytest.mark.parametrize("noise_scale", [0.001, 0.3])
-def test_it_learns_a_cycle_through_its_stages(noise_scale):
+@pytest.mark.parametrize("extra", [{}, {"noise_scale": 0.3}, OWN], ids=str)
+def test_it_learns_a_cycle_through_its_stages(extra):
     """2 -> 3 -> ... -> 13 -> 2: after training the next item is (nearly) always first."""
-    model = adrec(noise_scale=noise_scale)
+    model = adrec(**extra)
     cycle, batch = cycle_batch()
     generator = seeded(3)
     for stage in model.stages():
