@@ -54,6 +54,14 @@ class SASRecConfig(TransformerShape):
     model: Literal["sasrec"] = "sasrec"
     positions: bool = True
     """Learned positions, counted from the first event of the (cut) history."""
+    pretrain_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the epochs in which the item table is pre-trained as the published ADRec's is: the baseline with the
+    same table. 0 = not at all."""
+
+    @property
+    def stage_count(self) -> int:
+        """Stages that a run goes through; it needs at least as many epochs."""
+        return 1 + (self.pretrain_share > 0)
 
 
 class ADRecConfig(TransformerShape):

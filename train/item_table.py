@@ -18,6 +18,7 @@ from infra.errors import TrainingError
 from train.configs import TransformerShape
 from train.layers import item_embedding
 from train.losses import catalogue_cross_entropy_sum
+from train.protocol import LossParts, SequenceBatch, Term
 from train.rowwise_adagrad import RowWiseAdagrad
 from train.sampled_softmax import Proposal, table_sampled_cross_entropy_sum
 from train.sharded import ShardedTable, load_rows, load_shard, reader, shard_state, sharded_tables
@@ -53,6 +54,11 @@ class ItemModel(nn.Module):
             raise TrainingError("config.negatives: the model has no proposal to draw them from; set its `proposal`")
         k = self.negatives
         return table_sampled_cross_entropy_sum(x_BLD, self.items, targets_BL, self.proposal, k, generator)[0]
+
+    def next_item_loss(self, c_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Cross-entropy of the next item under c, mean over the batch's known targets."""
+        ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
+        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
 
 def counted(predicted: Iterable[NDArray[Any]], catalogue: int) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infra.tables import PADDING
+from train.configs import TransformerShape
 
 LAYER_NORM_EPS = 1e-12
 EMBEDDING_STD = 0.02
@@ -236,6 +237,11 @@ class HistoryEncoder(nn.Module):
         self.dropout = nn.Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.transformer = CausalTransformer(width, blocks, heads, dropout)
+
+    @classmethod
+    def of(cls, shape: TransformerShape) -> HistoryEncoder:
+        """The encoder of a model's configuration."""
+        return cls(shape.width, shape.blocks, shape.heads, shape.dropout, shape.embedding_dropout)
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """c_BLD."""

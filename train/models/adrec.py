@@ -65,7 +65,7 @@ class ADRec(ItemModel):
     def __init__(self, config: ADRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
-        self.cam = self._history_encoder()
+        self.cam = HistoryEncoder.of(config)
         self.adm: CausalTransformer | MLPDenoiser = MLPDenoiser(config.width)
         if config.denoiser == "attention":
             self.adm = CausalTransformer(config.width, config.denoiser_blocks, config.heads, config.dropout)
@@ -78,7 +78,7 @@ class ADRec(ItemModel):
         learned = config.noise_scaling == "learned"
         self.noise_scale = nn.Parameter(torch.tensor(config.noise_scale)) if learned else config.noise_scale
         own_encoder = config.pretrain_share and config.pretrain == "table"
-        self.pretrain_encoder = self._history_encoder() if own_encoder else None
+        self.pretrain_encoder = HistoryEncoder.of(config) if own_encoder else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """0.5 * (ce_weight * CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
@@ -110,11 +110,8 @@ class ADRec(ItemModel):
         encoder without positions that is then left behind."""
         visible, shown_BLD = self._visible(batch), self.items(batch.items_BL)
         if self.pretrain_encoder is None:
-            c_BLD = self.cam(self._placed(shown_BLD, batch), visible)
-        else:
-            c_BLD = self.pretrain_encoder(shown_BLD, visible)
-        ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
-        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
+            return self.next_item_loss(self.cam(self._placed(shown_BLD, batch), visible), batch, generator)
+        return self.next_item_loss(self.pretrain_encoder(shown_BLD, visible), batch, generator)
 
     def align_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Stage 2: the loss, or its MSE alone."""
@@ -166,10 +163,6 @@ class ADRec(ItemModel):
             Stage("finetune", 1 - pretrain - align, self.loss, spent, project),
         ]
         return [stage for stage in stages if stage.share > 0]
-
-    def _history_encoder(self) -> HistoryEncoder:
-        c = self.config
-        return HistoryEncoder(c.width, c.blocks, c.heads, c.dropout, c.embedding_dropout)
 
     def _visible(self, batch: SequenceBatch) -> Visible:
         return Visible.of(batch.items_BL, batch.place_BL, self.config.seen_padding)

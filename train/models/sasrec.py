@@ -13,7 +13,7 @@ from torch import Tensor
 from train.configs import SASRecConfig
 from train.item_table import ItemModel, ItemTable
 from train.layers import HistoryEncoder, Visible, place_embedding
-from train.protocol import LossParts, SequenceBatch, Term
+from train.protocol import LossParts, SequenceBatch, Stage
 
 
 class SASRec(ItemModel):
@@ -23,14 +23,28 @@ class SASRec(ItemModel):
         super().__init__(config, catalogue, items)
         self.config = config
         self.places = place_embedding(config.max_length, config.width) if config.positions else None
-        self.encoder = HistoryEncoder(
-            config.width, config.blocks, config.heads, config.dropout, config.embedding_dropout
-        )
+        self.encoder = HistoryEncoder.of(config)
+        self.pretrain_encoder = HistoryEncoder.of(config) if config.pretrain_share else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        ce = self.cross_entropy_sum(self._encode(batch), batch.targets_BL, generator)
-        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
+        return self.next_item_loss(self._encode(batch), batch, generator)
+
+    def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """The same under another encoder, without positions, which leaves the table alone behind."""
+        assert self.pretrain_encoder is not None
+        visible = Visible.of(batch.items_BL, batch.place_BL)
+        return self.next_item_loss(self.pretrain_encoder(self.items(batch.items_BL), visible), batch, generator)
+
+    def stages(self) -> list[Stage]:
+        """One, or with `pretrain_share` the table first."""
+        if self.pretrain_encoder is None:
+            return [Stage("main", 1.0, self.loss)]
+        share, others = self.config.pretrain_share, ("encoder.", "places.")
+        return [
+            Stage("pretrain", share, self.pretrain_loss, frozen=others if self.places else others[:1]),
+            Stage("main", 1 - share, self.loss, frozen=("pretrain_encoder.",)),
+        ]
 
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 
 from tests.train.models.contract import (
     CATALOGUE,
+    TRAINING,
     TrainedSequenceModelContract,
     histories,
     seeded,
@@ -69,3 +70,23 @@ def test_the_loss_is_the_cross_entropy_of_the_next_items_by_hand():
         u = model.user_vectors(histories(history, length=4), None, seeded())[0, 0]
         terms.append(-(model.items.weight[2:] @ u).log_softmax(0)[target - 2])
     assert model.loss(batch, seeded()).total.item() == pytest.approx(sum(terms).item() / 3, rel=1e-5)
+
+
+class TestPretrained(SASRecTests):
+    """The table from a stage of its own, under an encoder that is then left behind."""
+
+    def build(self):
+        return SASRec(SASRecConfig(width=16, blocks=2, heads=2, max_length=6, pretrain_share=0.25), CATALOGUE)
+
+    def test_the_stages_in_order(self):
+        pretrain, main = self.fresh().stages()
+        assert (pretrain.name, pretrain.share, main.name, main.share) == ("pretrain", 0.25, "main", 0.75)
+        assert pretrain.frozen == ("encoder.", "places.")
+        assert main.frozen == ("pretrain_encoder.",)
+
+    def test_the_first_stage_knows_no_places(self):
+        model = self.fresh()
+        before = model.pretrain_loss(TRAINING, seeded()).total
+        torch.nn.init.ones_(model.places.weight)
+        assert model.pretrain_loss(TRAINING, seeded()).total == before
+        assert model.loss(TRAINING, seeded()).total != before
