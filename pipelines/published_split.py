@@ -56,6 +56,13 @@ class PublishedSplit:
         """The largest id: the catalogue holds every id from 1 to it, whether it occurs or not."""
         return int(max(self.train_T.max(initial=0), self.valid_U.max(), self.test_U.max())) - _SHIFT
 
+    def training_size(self, length: int | None) -> tuple[int, int]:
+        """(training rows, events that they predict) for models that see `length` events."""
+        longest = int(self.lengths_U.max()) if length is None else length + 1
+        whole_U, rest_U = np.divmod(self.lengths_U, max(1, longest))
+        rows = int(whole_U.sum() + (rest_U > 1).sum())
+        return rows, int(self.lengths_U.sum() - (rest_U == 1).sum()) - rows
+
     def vocabulary(self) -> pa.Table:
         """Columns index and key: id i, as text, at index i + 1."""
         ids = np.arange(1, self.items + 1)

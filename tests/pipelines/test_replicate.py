@@ -16,12 +16,14 @@ import pytest
 
 from infra.cluster import RaySettings, cluster
 from infra.errors import ConfigError, UsageError
+from pipelines import published_split
 from pipelines import replicate as steering
 from pipelines.progress import Progress
-from pipelines.replicate import Replication, replicate, settings_of
+from pipelines.replicate import Budget, Replication, replicate, settings_of
 from tests.conftest import REAL_DATA
 from tests.pipelines.commands import logs2rec
 from tests.pipelines.test_published_split import written
+from train.settings import TrainingSettings
 
 USERS, ITEMS, KS = 60, 12, (5, 10, 20, 50)
 UNSEEN = ITEMS  # the last id is no one's but as a test item
@@ -207,3 +209,27 @@ def test_popularity_on_the_published_split_of_adrec() -> None:
     for name, hr, ndcg in (("all_items", 10.02, 3.65), ("history_removed", 13.75, 5.48)):
         assert 100 * summary[name]["hr_at_20"] == pytest.approx(hr, abs=0.02)
         assert 100 * summary[name]["ndcg_at_20"] == pytest.approx(ndcg, abs=0.02)
+
+
+def test_a_budget_follows_the_size_of_the_split() -> None:
+    """By hand: 1,000 rows of 5 events; 500 events are 100 rows, 10 batches an epoch, 40 epochs for 400 steps."""
+    training = Budget(batch_events=500, steps=400, validations=10).fitted(TrainingSettings(seed=3), 1000, 5000)
+    assert (training.batch_size, training.epochs, training.validate_every, training.seed) == (100, 40, 4, 3)
+
+
+def test_what_training_says_itself_stays() -> None:
+    given = TrainingSettings(epochs=7, batch_size=50)
+    training = Budget(batch_events=500, steps=400, validations=10).fitted(given, 1000, 5000)
+    assert (training.batch_size, training.epochs, training.validate_every) == (50, 7, 1)
+
+
+def test_a_small_split_is_one_batch_that_every_worker_has_a_row_of() -> None:
+    training = Budget(batch_events=1, steps=3).fitted(TrainingSettings(workers=2), 9, 30)
+    assert (training.batch_size, training.epochs) == (2, 1)
+    assert Budget(batch_events=10**6, steps=3).fitted(TrainingSettings(), 9, 30).batch_size == 9
+
+
+def test_a_budget_that_leaves_no_epoch_for_a_stage_is_refused(data: Path) -> None:
+    settings = settings_of("adrec", ["budget.steps=1"])
+    with pytest.raises(ConfigError, match="3 stages"):
+        settings.for_split(published_split.read(data))
