@@ -13,14 +13,34 @@ from pydantic import Field, model_validator
 from infra.config import Settings
 
 
-class PopularityConfig(Settings):
+class Architecture(Settings):
+    """What every model's configuration says of it besides its settings."""
+
+    kind: ClassVar[str]
+    """The protocol that the model serves: sequence or ranking."""
+    counted: ClassVar[bool] = False
+    """Counted over the training data in this process instead of trained by workers; has nothing to search."""
+
+
+class PopularityConfig(Architecture):
     """Counts of training events; the floor every model has to beat."""
 
     kind: ClassVar[str] = "sequence"
+    counted: ClassVar[bool] = True
     model: Literal["popularity"] = "popularity"
 
 
-class TransformerShape(Settings):
+class BigramConfig(Architecture):
+    """Counts of what follows what, then popularity; the floor every sequence model has to beat."""
+
+    kind: ClassVar[str] = "sequence"
+    counted: ClassVar[bool] = True
+    model: Literal["bigram"] = "bigram"
+    followers: int = Field(256, ge=1)
+    """M: so many of an item's followers, the most frequent ones, are kept: 12 M bytes for each item."""
+
+
+class TransformerShape(Architecture):
     """Shape shared by the Transformer sequence models."""
 
     width: int = Field(64, ge=1)
@@ -90,7 +110,7 @@ class ADRecConfig(TransformerShape):
         return self
 
 
-class DNNConfig(Settings):
+class DNNConfig(Architecture):
     """Embeddings of every field, concatenated, into a multi-layer perceptron."""
 
     kind: ClassVar[str] = "ranking"
@@ -111,7 +131,7 @@ class DNNConfig(Settings):
         return self
 
 
-class AsymDiffRecConfig(Settings):
+class AsymDiffRecConfig(Architecture):
     """AsymDiffRec (arXiv 2508.12706) around a base model (papers.md 1)."""
 
     kind: ClassVar[str] = "ranking"
@@ -129,6 +149,6 @@ class AsymDiffRecConfig(Settings):
     """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
 
 
-SequenceConfig = Annotated[PopularityConfig | SASRecConfig | ADRecConfig, Field(discriminator="model")]
+SequenceConfig = Annotated[PopularityConfig | BigramConfig | SASRecConfig | ADRecConfig, Field(discriminator="model")]
 RankingConfig = Annotated[DNNConfig | AsymDiffRecConfig, Field(discriminator="model")]
-ModelConfig = PopularityConfig | SASRecConfig | ADRecConfig | DNNConfig | AsymDiffRecConfig
+ModelConfig = PopularityConfig | BigramConfig | SASRecConfig | ADRecConfig | DNNConfig | AsymDiffRecConfig

@@ -145,7 +145,7 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
         return None
     negatives = getattr(config, "negatives", None)
     if negatives is None:
-        return f"training.sharded: model {config.model} learns no item table; leave it false"
+        return f"training.sharded: model {config.model} learns no item table by a sampled softmax; leave it false"
     if negatives == 0:
         return (
             "training.sharded: config.negatives is 0, and the softmax over the whole catalogue needs the whole table; "

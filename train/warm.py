@@ -134,8 +134,8 @@ def _require_same_fields(champion: Sequence[FieldSpec], today: Sequence[FieldSpe
 def _tables(model: nn.Module) -> dict[str, str]:
     """Parameter -> the field whose vocabulary its rows are, items under '__item__'."""
     fields: dict[Tensor, str] = {}
-    if isinstance(model, SequenceModel):
-        fields[model.item_table()] = ITEM_FIELD
+    if isinstance(model, SequenceModel) and (table := model.item_table()) is not None:
+        fields[table] = ITEM_FIELD
     for module in model.modules():
         if isinstance(module, FieldEncoder):
             names = [spec.name for spec in module.fields if spec.kind is not Kind.NUMERIC]

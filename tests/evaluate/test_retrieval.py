@@ -58,7 +58,7 @@ def save(path: Path, config: Any, catalogue: int, counts: list[float] | None = N
     torch.manual_seed(3)
     model: Any = artifact.build(config, catalogue, ())
     if counts is not None:
-        model.fit(torch.tensor(counts))
+        model.counts_V1[:, 0] = torch.tensor(counts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     artifact.save(path, model, config, lineage={}, vocabulary_hash="", metrics={}, catalogue=catalogue)
@@ -175,7 +175,8 @@ def test_against_a_naive_recount(tmp_path_factory, monkeypatch, rows, seed, own,
     rows = [([min(i, today - 1) for i in h], min(t, today - 1), known) for h, t, known in rows]
     lake, version = targets(tmp_path_factory.mktemp("lake"), rows)
     table = np.random.default_rng(seed).integers(-2, 3, (own, 2))
-    loaded = SimpleNamespace(kind="sequence", config=SimpleNamespace(max_length=3), model=Interests(table))
+    config = SimpleNamespace(max_length=3)
+    loaded = SimpleNamespace(kind="sequence", config=config, model=Interests(table), catalogue=own)
     monkeypatch.setattr(retrieval, "load", lambda path: loaded)
     asked = RetrievalSettings(ks=(2,), list_length=3, batch_size=size)
     found = evaluate_retrieval(Path("m"), lake, version, AS_OF, asked, today)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SEQUENCE_MODELS = {
     "popularity": "train.models.popularity:PopularityModel",
+    "bigram": "train.models.bigram:BigramModel",
     "sasrec": "train.models.sasrec:SASRec",
     "adrec": "train.models.adrec:ADRec",
 }

@@ -57,7 +57,7 @@ def save(path: Path, name: str, **changes: Any) -> Path:
     about |= {"vocabulary": vocabulary(KEYS[:4] if config.kind == "sequence" else KEYS), **changes}
     model: Any = artifact.build(config, about.get("catalogue"), about.get("fields", ()))
     if name == "popularity":
-        model.fit(torch.tensor(COUNTS[: about["catalogue"]]))
+        model.counts_V1[:, 0] = torch.tensor(COUNTS[: about["catalogue"]])
     else:
         with torch.no_grad():
             for parameter in model.parameters():
