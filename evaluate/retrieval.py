@@ -26,7 +26,7 @@ from evaluate.settings import RetrievalSettings
 from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, UNKNOWN
-from train.artifact import load
+from train.artifact import Loaded, load
 from train.protocol import SequenceBatch
 from train.ragged import Ragged
 from train.ranking import MISS, target_ranks, top_k
@@ -76,7 +76,7 @@ def evaluate_retrieval(
     if data.target_N is None or data.known_N is None:
         raise UsageError(f"split {split!r}: has no targets to rank; evaluate valid or test")
     started = time.perf_counter()
-    ranks, lists_NK = _score(loaded.model, data, data.target_N, catalogue, settings)
+    ranks, lists_NK = _score(loaded, data, data.target_N, catalogue, settings)
     seconds = time.perf_counter() - started
     for ranks_N in ranks.values():
         ranks_N[~data.known_N] = MISS
@@ -102,18 +102,21 @@ def evaluate_retrieval(
 
 
 def _score(
-    model: Any, data: SequenceData, target_N: NDArray[np.int64], catalogue: int, settings: RetrievalSettings
+    loaded: Loaded, data: SequenceData, target_N: NDArray[np.int64], catalogue: int, settings: RetrievalSettings
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
     """(ranks (N,) per candidate set, lists (N, K) with the history removed)."""
     generator = torch.Generator().manual_seed(settings.seed)
     ranks: dict[str, list[torch.Tensor]] = {name: [] for name in CANDIDATE_SETS}
     lists = []
     with torch.inference_mode():
-        e_VD = model.item_table()
-        known, e_VD = len(e_VD), e_VD[:catalogue]
+        model: Any = loaded.model
+        own_VD, known = model.item_table(), loaded.catalogue
+        assert known is not None
+        e_VD = None if own_VD is None else own_VD[:catalogue]
         for start in range(0, len(data), settings.batch_size):
             rows_B = np.arange(start, min(start + settings.batch_size, len(data)))
             u_BRD = model.user_vectors(within(data.batch(rows_B), known), settings.steps, generator)
+            u_BRD = u_BRD[..., :catalogue] if e_VD is None else u_BRD  # without a table they are the scores
             target_B = torch.from_numpy(target_N[rows_B])
             history_BH = torch.from_numpy(data.histories(rows_B))
             ranks["all_items"].append(target_ranks(u_BRD, e_VD, target_B))

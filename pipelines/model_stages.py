@@ -69,7 +69,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
         from train.search import search
         from train.trainer import TrainRequest, fit
 
-        if run.config.model != "popularity":
+        if not run.config.counted:
             ctx.ray()
         request = TrainRequest(
             lake=ctx.lake.root,

@@ -46,8 +46,8 @@ class _ModelRun(Settings):
     def _a_search_it_can_have(self) -> Self:
         if self.search is None:
             return self
-        if self.config.model == "popularity":
-            raise ValueError("search: popularity has nothing to search; leave it out")
+        if self.config.counted:
+            raise ValueError(f"search: {self.config.model} has nothing to search; leave it out")
         if self.search.parallel > 1 and self.training.min_workers != self.training.max_workers:
             raise ValueError(
                 f"search.parallel {self.search.parallel}: the trials would take each other's room; give "
@@ -93,8 +93,8 @@ class SequenceModelRun(_ModelRun):
             raise ValueError(
                 f"training.epochs {self.training.epochs} is less than the model's {stages} stages; raise it"
             )
-        if self.config.model == "popularity" and self.training.start == "champion":
-            raise ValueError("training.start: popularity is counted and continues nothing; leave it at fresh")
+        if self.config.counted and self.training.start == "champion":
+            raise ValueError(f"training.start: {self.config.model} is counted and continues nothing; leave it at fresh")
         return self
 
 

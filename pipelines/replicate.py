@@ -202,7 +202,7 @@ class _Work:
             )  # fmt: skip
             artifact = Path("artifacts") / f"{self.model}-{key}"
             with ExitStack() as stack:
-                if config.model != "popularity":
+                if not config.counted:
                     self.progress.note("starting Ray")
                     stack.enter_context(cluster(RaySettings()))
                 report = fit(request, self.workspace / artifact, self.workspace / "training", self.epoch)

@@ -6,45 +6,92 @@ stands under it. `kind` says which protocol the model serves.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from infra.config import Settings
 
 
-class PopularityConfig(Settings):
+class Architecture(Settings):
+    """What every model's configuration says of it besides its settings."""
+
+    kind: ClassVar[str]
+    """The protocol that the model serves: sequence or ranking."""
+    counted: ClassVar[bool] = False
+    """Counted over the training data in this process instead of trained by workers; has nothing to search."""
+
+
+class PopularityConfig(Architecture):
     """Counts of training events; the floor every model has to beat."""
 
     kind: ClassVar[str] = "sequence"
+    counted: ClassVar[bool] = True
     model: Literal["popularity"] = "popularity"
 
 
-class TransformerShape(Settings):
-    """Shape shared by the Transformer sequence models."""
+class BigramConfig(Architecture):
+    """Counts of what follows what, then popularity; the floor every sequence model has to beat."""
+
+    kind: ClassVar[str] = "sequence"
+    counted: ClassVar[bool] = True
+    model: Literal["bigram"] = "bigram"
+    followers: int = Field(256, ge=1)
+    """M: so many of an item's followers, the most frequent ones, are kept: 12 M bytes for each item."""
+
+
+class HistoryShape(Architecture):
+    """Shape shared by the models that learn item vectors."""
 
     width: int = Field(64, ge=1)
     """D: width of item vectors and of every block."""
-    blocks: int = Field(2, ge=1)
-    """Number of Transformer blocks of the history encoder."""
-    heads: int = Field(2, ge=1)
-    """Attention heads; must divide `width`."""
     max_length: int = Field(50, ge=1)
     """L: the latest events of a history that the model sees."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Inside the blocks."""
     embedding_dropout: float = Field(0.3, ge=0, lt=1)
     """On the history's item vectors."""
+
+
+class SoftmaxShape(HistoryShape):
+    """Shape shared by the models with a softmax over their item table."""
+
     negatives: int = Field(0, ge=0)
     """Softmax over so many items drawn for each rank's micro-batch, each for its popularity^0.75 among the training
     targets, instead of the whole catalogue (0). For catalogues past about a million items: a step's time and memory
     then no longer grow with the catalogue (with `training.sharded`: at all)."""
 
+
+class BlockShape(HistoryShape):
+    """Shape shared by the models with Transformer blocks."""
+
+    blocks: int = Field(2, ge=1)
+    """Number of Transformer blocks of the history encoder."""
+    heads: int = Field(2, ge=1)
+    """Attention heads; must divide `width`."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Inside the blocks."""
+
     @model_validator(mode="after")
-    def _heads_divide_width(self) -> TransformerShape:
+    def _heads_divide_width(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one of them")
         return self
+
+
+class TransformerShape(BlockShape, SoftmaxShape):
+    """Shape shared by the Transformer models with a softmax."""
+
+
+class GRU4RecConfig(SoftmaxShape):
+    """GRU4Rec (Hidasi et al., 2016) with cross-entropy at every position."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["gru4rec"] = "gru4rec"
+    hidden: int = Field(128, ge=1)
+    """Width of the recurrent state; if it is not that of the item vectors, a linear layer follows."""
+    layers: int = Field(1, ge=1)
+    """Recurrent layers, one on the other."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """On the output of every recurrent layer."""
 
 
 class SASRecConfig(TransformerShape):
@@ -138,7 +185,53 @@ class ADRecConfig(TransformerShape):
         return self
 
 
-class DNNConfig(Settings):
+class DreamRecConfig(BlockShape):
+    """DreamRec (arXiv 2310.20453); the defaults are the published code's, but for the longer history (papers.md 4.2).
+
+    It has no softmax, so no `negatives`.
+    """
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["dreamrec"] = "dreamrec"
+    blocks: int = Field(1, ge=1)
+    """Number of Transformer blocks of the history encoder."""
+    heads: int = Field(1, ge=1)
+    """Attention heads; must divide `width`."""
+    embedding_dropout: float = Field(0.1, ge=0, lt=1)
+    """On the history's item vectors."""
+    steps: int = Field(200, ge=1)
+    """T: steps of the diffusion process; the published code's default, its README has 500 to 2000 by data set."""
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "linear"
+    """Noise schedule (train/diffusion/schedules.py)."""
+    guidance: float = Field(2.0, ge=0)
+    """w: how far beyond the conditional prediction, away from the unconditional one; 0 = no guidance."""
+    guidance_drop: float = Field(0.1, ge=0, lt=1)
+    """Share of the training sequences whose history is replaced by the null condition."""
+
+
+class DiffuRecConfig(TransformerShape):
+    """DiffuRec (arXiv 2304.00686); the defaults are the published code's, but for `prefixes` (papers.md 4.1)."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["diffurec"] = "diffurec"
+    width: int = Field(128, ge=1)
+    """D: width of item vectors and of every block."""
+    blocks: int = Field(4, ge=1)
+    """Number of Transformer blocks."""
+    heads: int = Field(4, ge=1)
+    """Attention heads; must divide `width`."""
+    steps: int = Field(32, ge=1)
+    """T: steps of the diffusion process."""
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "trunc_lin"
+    """Noise schedule (train/diffusion/schedules.py)."""
+    noise_scale: float = Field(0.001, gt=0)
+    """delta: mean and standard deviation of lambda, the weight of the noisy target in every history item."""
+    prefixes: int = Field(4, ge=0)
+    """Targets drawn for each sequence and pass, on average; each is a pass over the history before it. 0 = all of
+    them, as published: time and memory of a step then grow with the square of the length."""
+
+
+class DNNConfig(Architecture):
     """Embeddings of every field, concatenated, into a multi-layer perceptron."""
 
     kind: ClassVar[str] = "ranking"
@@ -159,7 +252,7 @@ class DNNConfig(Settings):
         return self
 
 
-class AsymDiffRecConfig(Settings):
+class AsymDiffRecConfig(Architecture):
     """AsymDiffRec (arXiv 2508.12706) around a base model (papers.md 1)."""
 
     kind: ClassVar[str] = "ranking"
@@ -177,6 +270,12 @@ class AsymDiffRecConfig(Settings):
     """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
 
 
-SequenceConfig = Annotated[PopularityConfig | SASRecConfig | ADRecConfig, Field(discriminator="model")]
+SequenceConfig = Annotated[
+    PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig,
+    Field(discriminator="model"),
+]
 RankingConfig = Annotated[DNNConfig | AsymDiffRecConfig, Field(discriminator="model")]
-ModelConfig = PopularityConfig | SASRecConfig | ADRecConfig | DNNConfig | AsymDiffRecConfig
+ModelConfig = (
+    PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig
+    | DNNConfig | AsymDiffRecConfig
+)  # fmt: skip

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
-from train.configs import TransformerShape
+from train.configs import SoftmaxShape
 from train.layers import item_embedding
 from train.losses import catalogue_cross_entropy_sum
 from train.protocol import LossParts, SequenceBatch, Term
@@ -33,7 +33,7 @@ class ItemModel(nn.Module):
     proposal: Proposal | None = None
     """What negatives are drawn from; the loop sets it, and it is no part of the weights."""
 
-    def __init__(self, shape: TransformerShape, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, shape: SoftmaxShape, catalogue: int, items: ItemTable | None = None) -> None:
         """`items`: the table to use; None = a fresh one of `catalogue` rows."""
         super().__init__()
         self.negatives = shape.negatives

@@ -22,7 +22,7 @@ from infra.errors import TrainingError
 from train import checkpoint
 from train.artifact import build
 from train.checkpoint import Body, TrainState
-from train.configs import TransformerShape
+from train.configs import SoftmaxShape
 from train.embedding_health import health_metrics, with_validation
 from train.item_table import ItemModel, ItemShard, counted, dense_state, load_dense_state
 from train.job import Job, Splits, opened
@@ -142,7 +142,7 @@ class Worker:
 
     def _fresh_shard(self) -> ItemShard:
         """This rank's rows of the item table."""
-        assert isinstance(self.job.model, TransformerShape)
+        assert isinstance(self.job.model, SoftmaxShape)
         assert self.job.catalogue is not None
         seed, rows, width = seed_of(self.settings.seed, _WEIGHTS), self.job.catalogue, self.job.model.width
         table = ShardedTable(rows, width, self.rank, self.world, EMBEDDING_STD, seed).to(self.device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from infra.tables import FIRST_INDEX, PADDING, Kind
+from train.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,11 @@ class Stage:
 
 @runtime_checkable
 class SequenceModel(Protocol):
-    """Answers with vectors; items are retrieved by inner product, several vectors merged by the maximum."""
+    """Answers with vectors; items are retrieved by inner product, several vectors merged by the maximum.
+
+    A model whose scores are no inner products of short vectors has no item table: its user vectors are the scores of
+    all items, D = V, as if item i's vector were the unit vector i.
+    """
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Training loss; time steps and noise from `generator`, dropout from the global one."""
@@ -214,8 +219,17 @@ class SequenceModel(Protocol):
         """u_BRD: R interests or noise draws per user; `steps` of the reverse process (None: the model's own)."""
         ...
 
-    def item_table(self) -> Tensor:
-        """e_VD: row i is item index i; rows 0 and 1 are never candidates."""
+    def item_table(self) -> Tensor | None:
+        """e_VD: row i is item index i; rows 0 and 1 are never candidates. None: unit vectors."""
+        ...
+
+
+@runtime_checkable
+class CountedModel(SequenceModel, Protocol):
+    """Counted in one pass over the training split; `loss` raises TrainingError."""
+
+    def fit(self, items: Ragged, next_items: Ragged) -> None:
+        """Count over all training chunks: their items, and the same with 0 where one is not to be predicted."""
         ...
 
 

@@ -1,7 +1,8 @@
 """Exact retrieval over the whole catalogue: the target's rank, the top K, HR and NDCG from the rank.
 
-Scores are inner products in float32, several vectors of one user merged by the maximum. Order: score
-descending, then item index ascending. Padding (0) and unknown (1) are never candidates.
+Scores are inner products in float32, several vectors of one user merged by the maximum; without an item table
+(None) the user vectors are the scores, D = V. Order: score descending, then item index ascending. Padding (0) and
+unknown (1) are never candidates.
 
 Shapes: B users, R vectors per user, D width, V catalogue rows, C rows of one chunk, H history, K list.
 """
@@ -28,7 +29,7 @@ _NOTHING = -(2**63)
 
 def target_ranks(
     u_BRD: Tensor,
-    e_VD: Tensor,
+    e_VD: Tensor | None,
     target_B: Tensor,
     history_BH: Tensor | None = None,
     chunk: int | None = None,
@@ -44,10 +45,11 @@ def target_ranks(
     [2, 3, 2147483647]
     """
     chunk = chunk or _default_chunk(u_BRD)
-    known_B = (target_B >= FIRST_INDEX) & (target_B < len(e_VD))
+    catalogue = _catalogue(u_BRD, e_VD)
+    known_B = (target_B >= FIRST_INDEX) & (target_B < catalogue)
     # One product serves both passes when it fits; otherwise equal chunks repeat equal products, so the
     # target meets the others with the very score it has in its own chunk.
-    kept = list(_chunks(u_BRD, e_VD, chunk)) if len(e_VD) - FIRST_INDEX <= chunk else None
+    kept = list(_chunks(u_BRD, e_VD, chunk)) if catalogue - FIRST_INDEX <= chunk else None
     own_B = _own_scores(kept or _chunks(u_BRD, e_VD, chunk), target_B)
     better_B = torch.zeros_like(target_B)
     others_B = torch.zeros_like(target_B)
@@ -66,7 +68,7 @@ def target_ranks(
 
 def top_k(
     u_BRD: Tensor,
-    e_VD: Tensor,
+    e_VD: Tensor | None,
     k: int,
     history_BH: Tensor | None = None,
     chunk: int | None = None,
@@ -115,11 +117,18 @@ def _default_chunk(u_BRD: Tensor) -> int:
     return max(1, SCORES_AT_ONCE // max(1, u_BRD.shape[0] * u_BRD.shape[1]))
 
 
-def _chunks(u_BRD: Tensor, e_VD: Tensor, chunk: int) -> Iterator[tuple[int, Tensor]]:
+def _catalogue(u_BRD: Tensor, e_VD: Tensor | None) -> int:
+    """V."""
+    return u_BRD.shape[2] if e_VD is None else len(e_VD)
+
+
+def _chunks(u_BRD: Tensor, e_VD: Tensor | None, chunk: int) -> Iterator[tuple[int, Tensor]]:
     """(first item index, s_BC) over the candidates, float32, R merged by the maximum (NaN if any is)."""
     u_RBD = u_BRD.float().transpose(0, 1)
-    for start in range(FIRST_INDEX, len(e_VD), chunk):
-        yield start, (u_RBD @ e_VD[start : start + chunk].float().T).amax(dim=0)
+    for start in range(FIRST_INDEX, _catalogue(u_BRD, e_VD), chunk):
+        rows = slice(start, start + chunk)
+        s_RBC = u_RBD[..., rows] if e_VD is None else u_RBD @ e_VD[rows].float().T
+        yield start, s_RBC.amax(dim=0)
 
 
 def _own_scores(chunks: Iterable[tuple[int, Tensor]], target_B: Tensor) -> Tensor:

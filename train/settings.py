@@ -147,7 +147,7 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
     negatives = getattr(config, "negatives", None)
     if negatives is None:
-        return f"training.sharded: model {config.model} learns no item table; leave it false"
+        return f"training.sharded: model {config.model} learns no item table by a sampled softmax; leave it false"
     if negatives == 0:
         return (
             "training.sharded: config.negatives is 0, and the softmax over the whole catalogue needs the whole table; "

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -25,15 +24,14 @@ import torch
 from infra.config import digest
 from infra.errors import EnvironmentProblem, Logs2RecError, TrainingError
 from infra.lake import Lake
-from infra.tables import FIRST_INDEX
 from train import artifact, checkpoint, warm
 from train.checkpoint import Checkpoint, TrainState
-from train.configs import ModelConfig, PopularityConfig
+from train.configs import ModelConfig
 from train.embedding_health import figures_at
 from train.item_table import ItemModel, assemble, load_dense_state
 from train.job import Job
 from train.loop import train_worker
-from train.models.popularity import PopularityModel
+from train.protocol import CountedModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
 from train.settings import OPERATIONAL, TrainingSettings, sharding_problem
@@ -99,12 +97,12 @@ def fit(request: TrainRequest, out: Path, storage: Path, progress: Progress | No
     Raises TrainingError when the cluster is too small, when a worker fails for good, or when the
     request does not fit its tables or the artifact to start from.
     """
-    if isinstance(request.model, PopularityConfig):
+    if request.model.counted:
         if problem := sharding_problem(request.model, request.training):
             raise TrainingError(problem)
         if request.initial is not None:
-            raise TrainingError("popularity is counted and continues nothing: set training.start: fresh")
-        return _count(request, request.model, out)
+            raise TrainingError(f"{request.model.model} is counted and continues nothing: set training.start: fresh")
+        return _count(request, out)
     job = job_of(request, storage)
     last = finished(job)
     if last is None:
@@ -359,34 +357,33 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
     }
 
 
-def _count(request: TrainRequest, config: PopularityConfig, out: Path) -> dict[str, Any]:
-    """Popularity needs no worker: one count over what all training chunks have to predict (a lone event is in none)."""
+def _count(request: TrainRequest, out: Path) -> dict[str, Any]:
+    """A counted model needs no worker: one pass over all training chunks, those of a lone event included."""
     _require_versions(request)
     started = time.perf_counter()
     lake, version = Lake(request.lake), request.versions["sequences"]
     valid = SequenceData.from_lake(lake, version, request.as_of, "valid")
     table = lake.read("sequences", version, {"as_of": request.as_of, "split": "train"}, ["items", "is_target"])
-    events = shown_and_predicted(table)[1].values
-    catalogue = _catalogue(request)
+    items, next_items = shown_and_predicted(table)
+    events, catalogue = len(items.values), _catalogue(request)
     assert catalogue is not None
-    if len(events) == 0 or events.max() >= catalogue:
+    if events == 0 or items.values.max() >= catalogue:
         raise TrainingError(
             f"table sequences version {version}, split 'train' as of {request.as_of}: "
-            + (f"item index {events.max()} is beyond the vocabulary" if len(events) else "no events to count")
+            + (f"item index {items.values.max()} is beyond the vocabulary" if events else "no events to count")
         )
-    counts_V = np.bincount(events, minlength=catalogue)
-    counts_V[:FIRST_INDEX] = 0
-    model = PopularityModel(config, catalogue)
-    model.fit(torch.from_numpy(counts_V))
+    model = artifact.build(request.model, catalogue, ())
+    assert isinstance(model, CountedModel)
+    model.fit(items, next_items)
     _, value = validate(model, valid, request.training, rank=0, world=1, device=torch.device("cpu"))
     seconds = time.perf_counter() - started
     metrics = {
-        "epochs": 0, "steps": 0, "examples": len(events), "best_epoch": 0, "valid_metric": value,
-        "seconds": seconds, "examples_per_second": len(events) / seconds, "workers": 0,
+        "epochs": 0, "steps": 0, "examples": events, "best_epoch": 0, "valid_metric": value,
+        "seconds": seconds, "examples_per_second": events / seconds, "workers": 0,
         "peak_memory_bytes": peak_memory(torch.device("cpu")),
     }  # fmt: skip
     artifact.save(
-        out, model, config, lineage=request.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,
+        out, model, request.model, lineage=request.versions, vocabulary_hash=request.vocabulary_hash, metrics=metrics,
         catalogue=catalogue, vocabulary=request.vocabulary,
     )  # fmt: skip
     return metrics

@@ -28,7 +28,7 @@ from train.protocol import FieldSpec, SequenceModel
 _REMEDY = "set training.start: fresh, or train the configuration that the champion has"
 _FREE = frozenset({
     "dropout", "embedding_dropout", "negatives", "pretrain_share", "align_share", "mse_weight", "recon_weight",
-    "aux_weight", "stop_gradient", "max_length",
+    "aux_weight", "stop_gradient", "max_length", "guidance", "guidance_drop", "prefixes",
 })  # fmt: skip
 """Settings that change how weights are learnt, or how much history is shown, but not what a weight means. What else
 they change (a table of positions, a stage's own encoder) shows in the tensors."""
@@ -134,8 +134,8 @@ def _require_same_fields(champion: Sequence[FieldSpec], today: Sequence[FieldSpe
 def _tables(model: nn.Module) -> dict[str, str]:
     """Parameter -> the field whose vocabulary its rows are, items under '__item__'."""
     fields: dict[Tensor, str] = {}
-    if isinstance(model, SequenceModel):
-        fields[model.item_table()] = ITEM_FIELD
+    if isinstance(model, SequenceModel) and (table := model.item_table()) is not None:
+        fields[table] = ITEM_FIELD
     for module in model.modules():
         if isinstance(module, FieldEncoder):
             names = [spec.name for spec in module.fields if spec.kind is not Kind.NUMERIC]

@@ -37,7 +37,7 @@ def signature() -> ModelSignature:
 
 
 class RetrievalModel(PythonModel):
-    """Top-K items by inner product; items of the history are left out unless `keep_history`."""
+    """Top-K items by the model's scores; items of the history are left out unless `keep_history`."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the verified artifact; ArtifactError when its vocabulary does not name the model's items."""

@@ -58,7 +58,7 @@ def save(path: Path, config: Any, catalogue: int, counts: list[float] | None = N
     torch.manual_seed(3)
     model: Any = artifact.build(config, catalogue, ())
     if counts is not None:
-        model.fit(torch.tensor(counts))
+        model.counts_V1[:, 0] = torch.tensor(counts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=std)
     artifact.save(path, model, config, lineage={}, vocabulary_hash="", metrics={}, catalogue=catalogue)
@@ -155,6 +155,16 @@ class Interests(torch.nn.Module):
         return torch.stack([seen_BLD[:, -1], seen_BLD.sum(dim=1)], dim=1)
 
 
+class Scores(Interests):
+    """The same answers without an item table: the vectors are the scores."""
+
+    def item_table(self) -> None:
+        return
+
+    def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> torch.Tensor:
+        return super().user_vectors(batch, steps, generator) @ self.table_VD.T
+
+
 def naive_rank(scores: dict[int, int], target: int) -> int | None:
     """Place of the target among the candidates, or None."""
     order = sorted(scores, key=lambda i: (-scores[i], i))
@@ -168,14 +178,20 @@ HISTORIES = st.lists(
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=HISTORIES, seed=st.integers(0, 2**16), own=st.integers(4, 14), today=st.integers(4, 14), size=st.integers(1, 8)
+    rows=HISTORIES,
+    seed=st.integers(0, 2**16),
+    own=st.integers(4, 14),
+    today=st.integers(4, 14),
+    size=st.integers(1, 8),
+    kind=st.sampled_from([Interests, Scores]),
 )
-def test_against_a_naive_recount(tmp_path_factory, monkeypatch, rows, seed, own, today, size):
+def test_against_a_naive_recount(tmp_path_factory, monkeypatch, rows, seed, own, today, size, kind):
     """A model of `own` rows, sight of 3 events, on today's catalogue of `today` rows."""
     rows = [([min(i, today - 1) for i in h], min(t, today - 1), known) for h, t, known in rows]
     lake, version = targets(tmp_path_factory.mktemp("lake"), rows)
     table = np.random.default_rng(seed).integers(-2, 3, (own, 2))
-    loaded = SimpleNamespace(kind="sequence", config=SimpleNamespace(max_length=3), model=Interests(table))
+    config = SimpleNamespace(max_length=3)
+    loaded = SimpleNamespace(kind="sequence", config=config, model=kind(table), catalogue=own)
     monkeypatch.setattr(retrieval, "load", lambda path: loaded)
     asked = RetrievalSettings(ks=(2,), list_length=3, batch_size=size)
     found = evaluate_retrieval(Path("m"), lake, version, AS_OF, asked, today)

@@ -30,7 +30,7 @@ from tests.train.test_loop import job as dense_job
 from tests.train.test_step import cut
 from tests.train.test_trainer import request_for
 from train import checkpoint, trainer, validation
-from train.configs import ADRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.configs import ADRecConfig, DNNConfig, DreamRecConfig, PopularityConfig, SASRecConfig
 from train.embedding_health import embedding_health
 from train.item_table import counted
 from train.job import Job, opened
@@ -311,6 +311,7 @@ class TestRefused:
             (SASRecConfig(), r"training\.sharded: config\.negatives is 0"),
             (ADRecConfig(), r"training\.sharded: config\.negatives is 0"),
             (PopularityConfig(), r"training\.sharded: model popularity learns no item table"),
+            (DreamRecConfig(), r"training\.sharded: model dreamrec learns no item table by a sampled softmax"),
             (DNNConfig(), r"training\.sharded: model dnn learns no item table"),
         ],
         ids=lambda value: getattr(value, "model", ""),

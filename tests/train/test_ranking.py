@@ -37,13 +37,9 @@ def problems(draw):
 @given(problems(), st.booleans())
 def test_ranks_equal_a_naive_ranking(problem, remove):
     u, e, target, history, chunk = problem
-    got = target_ranks(
-        torch.tensor(u).float(),
-        torch.tensor(e).float(),
-        torch.tensor(target),
-        torch.tensor(history) if remove else None,
-        chunk,
-    ).tolist()
+    vectors, table, seen = torch.tensor(u).float(), torch.tensor(e).float(), torch.tensor(history) if remove else None
+    got = target_ranks(vectors, table, torch.tensor(target), seen, chunk).tolist()
+    assert target_ranks(vectors @ table.T, None, torch.tensor(target), seen, chunk).tolist() == got
     for b in range(len(u)):
         if not 2 <= target[b] < len(e):
             assert got[b] == MISS
@@ -56,13 +52,9 @@ def test_ranks_equal_a_naive_ranking(problem, remove):
 @given(problems(), st.booleans(), st.integers(1, 20))
 def test_lists_equal_a_naive_ranking(problem, remove, k):
     u, e, _, history, chunk = problem
-    items, scores = top_k(
-        torch.tensor(u).float(),
-        torch.tensor(e).float(),
-        k,
-        torch.tensor(history) if remove else None,
-        chunk,
-    )
+    vectors, table, seen = torch.tensor(u).float(), torch.tensor(e).float(), torch.tensor(history) if remove else None
+    items, scores = top_k(vectors, table, k, seen, chunk)
+    assert torch.equal(top_k(vectors @ table.T, None, k, seen, chunk)[0], items)
     assert items.shape == scores.shape == (len(u), k)
     for b in range(len(u)):
         order, score = naive_order(u[b], e, history[b] if remove else [])

@@ -15,7 +15,17 @@ from infra.errors import EnvironmentProblem, TrainingError
 from tests.train.tables import AS_OF, write_samples, write_sequences
 from tests.train.test_loop import CHUNKS, TARGETS, rows_of
 from train import checkpoint, trainer, validation
-from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, PopularityConfig, SASRecConfig
+from train.configs import (
+    ADRecConfig,
+    AsymDiffRecConfig,
+    BigramConfig,
+    DiffuRecConfig,
+    DNNConfig,
+    DreamRecConfig,
+    GRU4RecConfig,
+    PopularityConfig,
+    SASRecConfig,
+)
 from train.embedding_health import embedding_health
 from train.job import Job, opened
 from train.loop import Worker
@@ -161,6 +171,14 @@ def job_of(request: TrainRequest, run: str = "") -> Job:
     )  # fmt: skip
 
 
+#: Trained like SASRec.
+OTHERS = [
+    GRU4RecConfig(width=8, hidden=6, max_length=4),
+    DreamRecConfig(width=8, max_length=4, steps=3),
+    DiffuRecConfig(width=8, heads=2, max_length=4, steps=3),
+]
+
+
 class TestWithoutRay:
     def test_popularity_is_counted(self, tmp_path):
         # A chunk of one event has no target but is an event; 1 is unknown and never counted.
@@ -174,6 +192,30 @@ class TestWithoutRay:
         assert (metrics["epochs"], metrics["examples"]) == (0, 9)
         assert metrics["peak_memory_bytes"] > 50 * 2**20  # torch alone is more
         assert not (tmp_path / "runs").exists()
+
+    def test_bigrams_are_counted(self, tmp_path):
+        # 2 -> 3 twice, 3 -> 3 once; 1 is unknown, and 4 in the last chunk is no target, but what follows it is.
+        write_sequences(
+            tmp_path, [[2, 3, 3], [2, 3, 1], [3, 4, 5]], [([4], 5, True), ([2], 4, True), ([], 2, True)],
+            is_target={2: [True, False, True]},
+        )  # fmt: skip
+        metrics = fit(request_for(tmp_path, BigramConfig(followers=2)), tmp_path / "m", tmp_path / "runs")
+        loaded = train.load(tmp_path / "m")
+        assert loaded.model.next_VM[2:6].tolist() == [[3, 0], [3, 0], [5, 0], [0, 0]]
+        assert loaded.model.count_VM[2:6].tolist() == [[2, 0], [1, 0], [1, 0], [0, 0]]
+        # After 4 comes 5, first; after 2 come 3 by count and 5 by popularity, then 4 of those that were never
+        # targets; without a history 3 comes first, then 2.
+        assert metrics["valid_metric"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(3)) / 3)
+        assert (metrics["epochs"], metrics["examples"]) == (0, 9)
+
+    @pytest.mark.parametrize("config", OTHERS, ids=lambda config: config.model)
+    def test_a_sequence_model_of_the_literature(self, tmp_path, monkeypatch, config):
+        monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))
+        monkeypatch.setattr(trainer, "require_resources", lambda settings: False)
+        metrics = fit(request_for(tmp_path, config), tmp_path / "m", tmp_path / "runs")
+        assert (metrics["epochs"], metrics["examples"]) == (3, 60)
+        assert 0 <= metrics["valid_metric"] <= 1
+        assert train.load(tmp_path / "m").config == config
 
     def test_a_ranking_model(self, tmp_path, monkeypatch):
         monkeypatch.setattr(trainer, "_run_workers", lambda job, use_gpu, tracker: in_this_process(job))

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 
 SEQUENCE_MODELS = {
     "popularity": "train.models.popularity:PopularityModel",
+    "bigram": "train.models.bigram:BigramModel",
+    "gru4rec": "train.models.gru4rec:GRU4Rec",
     "sasrec": "train.models.sasrec:SASRec",
     "adrec": "train.models.adrec:ADRec",
+    "dreamrec": "train.models.dreamrec:DreamRec",
+    "diffurec": "train.models.diffurec:DiffuRec",
 }
 RANKING_MODELS = {
     "dnn": "train.models.dnn:DNN",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -15,8 +16,9 @@ from evaluate.publish.registry import Registry, registry
 from evaluate.settings import TrackingSettings
 from infra.tables import Kind
 from train import artifact
-from train.configs import AsymDiffRecConfig, DNNConfig, ModelConfig, PopularityConfig, SASRecConfig
+from train.configs import AsymDiffRecConfig, BigramConfig, DNNConfig, ModelConfig, PopularityConfig, SASRecConfig
 from train.protocol import FieldSpec
+from train.ragged import Ragged
 
 FIELDS = (
     FieldSpec("user", Kind.CATEGORICAL, 3),
@@ -37,6 +39,7 @@ COUNTS = [9.0, 9.0, 5.0, 4.0, 4.0, 1.0]
 
 CONFIGS: dict[str, ModelConfig] = {
     "popularity": PopularityConfig(),
+    "bigram": BigramConfig(),
     "sasrec": SASRecConfig(width=4, blocks=1, heads=1, max_length=3),
     "dnn": DNNConfig(embedding_width=3, hidden=(5,)),
     "asymdiffrec": AsymDiffRecConfig(base=DNNConfig(embedding_width=3, hidden=(5,)), hidden=4),
@@ -57,7 +60,10 @@ def save(path: Path, name: str, **changes: Any) -> Path:
     about |= {"vocabulary": vocabulary(KEYS[:4] if config.kind == "sequence" else KEYS), **changes}
     model: Any = artifact.build(config, about.get("catalogue"), about.get("fields", ()))
     if name == "popularity":
-        model.fit(torch.tensor(COUNTS[: about["catalogue"]]))
+        model.counts_V1[:, 0] = torch.tensor(COUNTS[: about["catalogue"]])
+    elif name == "bigram":
+        chunks = Ragged(np.array([2, 4, 2, 4, 3, 2, 3, 3], np.int32), np.array([0, 8]))
+        model.fit(chunks, chunks)
     else:
         with torch.no_grad():
             for parameter in model.parameters():

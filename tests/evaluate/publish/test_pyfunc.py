@@ -90,6 +90,14 @@ class TestRetrieval:
         frame = pd.DataFrame({"history": [["a"], ["b"]]}, index=[40, 20])
         assert popularity.predict(None, frame).index.tolist() == [40, 20]
 
+    def test_a_model_whose_vectors_are_the_scores(self, artifacts):
+        """After a came 7 twice and b once; of a, b and 7, b and a are in the log three times, 7 twice, d never."""
+        bigram = opened(RetrievalModel(), artifacts["bigram"])
+        [[items, scores], unknown, none] = ask(bigram, ["b", "a"], ["x"], None, k=9, keep_history=True)
+        assert items == ["7", "b", "a", "d"]
+        assert scores == pytest.approx([2 + 1 / 3, 1 + 2 / 3, 2 / 3, 0])
+        assert unknown == none == [["a", "b", "7", "d"], pytest.approx([2 / 3, 2 / 3, 1 / 3, 0])]
+
     def test_no_rows_and_no_column(self, popularity, sasrec):
         for model in (popularity, sasrec):
             nothing = model.predict(None, pd.DataFrame({"history": []}))
