@@ -160,6 +160,9 @@ class ADRecConfig(TransformerShape):
     """Share of the epochs for stage 2: everything but the item table, which is frozen. 0 skips it."""
     align_loss: Literal["both", "mse"] = "both"
     """Stage 2 on the whole loss (published code) or on the MSE alone (the paper, by one account: papers.md 2.4)."""
+    align: Literal["frozen", "shrinking"] = "frozen"
+    """Stage 2 leaves the item table as it is; or, as the published code does by mistake, takes about the step size off
+    every weight at each step (peers.md, defect 2)."""
     seen_padding: bool = False
     """True repeats the published mask, under which real positions attend to padding (peers.md, defect 4)."""
 

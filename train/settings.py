@@ -89,6 +89,9 @@ class TrainingSettings(Settings):
     """Seconds after which a checkpoint is written within an epoch; 0 = only between epochs."""
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
+    validation_steps: int | None = Field(None, ge=0)
+    """Steps of a diffusion model's reverse process at validation, at most its own number; null = all of them, 0 = one
+    pass without noise. Models without a process do not care."""
     patience: int = Field(0, ge=0)
     """Stop after this many validations of the last stage in a row without improvement; 0 = never."""
     keep_checkpoints: int = Field(2, ge=2)
@@ -145,6 +148,8 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
         return None
     if getattr(config, "combine", None) == "project":
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
+    if getattr(config, "align", None) == "shrinking":
+        return "training.sharded: config.align: shrinking needs the whole table's gradient; set it to frozen"
     negatives = getattr(config, "negatives", None)
     if negatives is None:
         return f"training.sharded: model {config.model} learns no item table by a sampled softmax; leave it false"

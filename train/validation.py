@@ -59,7 +59,7 @@ def validate(
         rows_B = mine[start : start + size]
         batch: Any = to_device(data.batch(rows_B), device)  # type: ignore[type-var]
         if isinstance(data, SequenceData):
-            value_B = _ndcg(model, data, rows_B, batch, generator)
+            value_B = _ndcg(model, data, rows_B, batch, settings.validation_steps, generator)
         else:
             value_B = F.binary_cross_entropy_with_logits(model.logits(batch), batch.label_B, reduction="none")
         total += torch.stack([value_B.double().sum(), total.new_tensor(len(value_B))])
@@ -73,14 +73,16 @@ def validate(
     return name, value
 
 
-def _ndcg(model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
+def _ndcg(
+    model: Any, data: SequenceData, rows_B: Any, batch: SequenceBatch, steps: int | None, generator: torch.Generator
+) -> Tensor:
     assert data.target_N is not None
     assert data.known_N is not None
     device = batch.items_BL.device
     history_BH = torch.from_numpy(data.histories(rows_B)).to(device)
     target_B = torch.from_numpy(data.target_N[rows_B] * data.known_N[rows_B]).to(device)  # unknown: 0, a miss
     new_B = ~((history_BH == target_B[:, None]) & (target_B[:, None] >= FIRST_INDEX)).any(dim=1)
-    u_BRD = model.user_vectors(batch, None, generator)
+    u_BRD = model.user_vectors(batch, steps, generator)
     sharded = [*sharded_tables(model).values()]
     if sharded:
         rank_B = sharded_target_ranks(u_BRD, sharded[0], target_B, history_BH)

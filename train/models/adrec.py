@@ -35,6 +35,7 @@ from train.layers import (
 from train.protocol import LossParts, SequenceBatch, Stage, Term
 
 _USERS_AT_ONCE = 64
+_PUBLISHED_DECAY = 1e-5
 
 
 class MLPDenoiser(nn.Module):
@@ -120,6 +121,16 @@ class ADRec(ItemModel):
             return parts
         return LossParts({"mse": parts.terms["mse"]}, parts.counts)
 
+    def shrinking_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Stage 2 with a table that gets no gradient but 1e-5 E, the published weight decay: Adam, which divides a
+        gradient by its size, makes a whole step towards 0 of it."""
+        self.items.weight.requires_grad_(False)
+        parts = self.align_loss(batch, generator)
+        self.items.weight.requires_grad_(True)
+        # A mean over the global batch's sequences, so that shares of ranks and micro-batches add up to it once.
+        decay = 0.5 * self.items.weight.square().sum() * parts.counts["sequences"]
+        return LossParts({**parts.terms, "decay": Term(decay, "sequences", _PUBLISHED_DECAY)}, parts.counts)
+
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
@@ -157,9 +168,11 @@ class ADRec(ItemModel):
         others = {name.split(".")[0] for name, _ in self.named_parameters()} - pretrained
         project = self.config.combine == "project"
         spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
+        shrinking = self.config.align == "shrinking"
+        aligned, left = (self.shrinking_loss, spent) if shrinking else (self.align_loss, ("items.", *spent))
         stages = [
             Stage("pretrain", pretrain, self.pretrain_loss, frozen=tuple(sorted(others))),
-            Stage("align", align, self.align_loss, ("items.", *spent), project and self.config.align_loss == "both"),
+            Stage("align", align, aligned, left, project and self.config.align_loss == "both"),
             Stage("finetune", 1 - pretrain - align, self.loss, spent, project),
         ]
         return [stage for stage in stages if stage.share > 0]

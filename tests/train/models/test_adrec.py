@@ -24,6 +24,8 @@ from train.models.adrec import ADRec
 from train.models.sasrec import SASRec
 from train.protocol import SequenceBatch
 from train.ranking import target_ranks
+from train.settings import TrainingSettings
+from train.step import Stepper
 
 SHAPE = {
     "width": 16, "blocks": 1, "heads": 2, "max_length": 6, "denoiser_blocks": 1, "steps": 8, "positions": False,
@@ -363,6 +365,19 @@ def test_each_stage_frees_what_our_own_choice_says():
     assert free(model, "pretrain") == {"items", "cam", "places"}
     assert free(model, "align") == {"cam", "places", "adm", "time"}
     assert free(model, "finetune") == {"items", "cam", "places", "adm", "time"}
+
+
+def test_the_published_freeze_moves_every_weight_by_the_step_size_towards_zero():
+    """0.00096 a step at 1e-3, measured in the published training path (peers.md, defect 2)."""
+    model = adrec(align="shrinking").train()
+    torch.nn.init.uniform_(model.items.weight, 0.05, 0.1)
+    (stage,) = (stage for stage in model.stages() if stage.name == "align")
+    names = {name for name, _ in model.named_parameters()}
+    stepper = Stepper(model, stage, names, TrainingSettings(learning_rate=1e-3, weight_decay=0), 1, {})
+    before = model.items.weight.detach().clone()
+    for step in range(10):
+        stepper.step([TRAINING], seeded(step), 1e-3, (False, False))
+    torch.testing.assert_close(before - model.items.weight, torch.full_like(before, 0.01), rtol=0.1, atol=0)
 
 
 def test_pre_training_the_encoder_is_sasrec():
