@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from evaluate.publish.report import write_text
-from evaluate.publish.study_page import Study, render
+from evaluate.publish.study_page import Study, column_name, render
 from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
 from pipelines import published_split, replicate
 from pipelines.progress import Progress
@@ -145,8 +145,9 @@ def _write(results: Results, out: Path) -> Study:
 def show(outcome: Outcome) -> None:
     """Print the tables in short, and what was done."""
     console = Console(highlight=False, soft_wrap=True)
+    heads = [column_name(column).replace(", ", "\n") for column in COLUMNS]
     for table in outcome.study["tables"]:
-        printed = Printed("model", "seeds", *COLUMNS, title=table["title"], title_justify="left")
+        printed = Printed("model", "seeds", *heads, title=table["title"], title_justify="left")
         for row in table["rows"]:
             values = [row["figures"][column] for column in COLUMNS]
             shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
@@ -160,4 +161,4 @@ def show(outcome: Outcome) -> None:
 
 
 def _deviation(value: float | None) -> str:
-    return "" if value is None else f" ± {value:.2f}"
+    return "" if value is None else f" ±{value:.2f}"

@@ -100,7 +100,14 @@ def render(study: Study) -> str:
 
 
 def _results(table: StudyTable) -> Section:
-    heads = ["model", "seeds", *(_column(c) for c in table.columns), "training, s", "scored, users/s", "memory, GiB"]
+    heads = [
+        "model",
+        "seeds",
+        *(column_name(c) for c in table.columns),
+        "training, s",
+        "scored, users/s",
+        "memory, GiB",
+    ]
     rows = []
     for row in table.rows:
         seeds = f"{row.seeds} of {table.seeds}" if row.seeds else "not run yet"
@@ -175,7 +182,12 @@ def _label(contrast: Contrast) -> str:
     return f"{contrast.row} against {contrast.against}, {_SETS.get(contrast.candidates, contrast.candidates)}"
 
 
-def _column(name: str) -> str:
+def column_name(name: str) -> str:
+    """ "set/metric" as a heading.
+
+    >>> column_name("history_removed/ndcg_at_20")
+    'NDCG@20, history removed'
+    """
     candidates, _, metric = name.partition("/")
     return f"{_metric(metric)}, {_SETS.get(candidates, candidates)}"
 
