@@ -18,8 +18,9 @@ class RetrievalSettings(Settings):
     """Length of the lists behind coverage and diversity."""
     category_field: str | None = None
     """The items' field whose distinct values are counted per list."""
-    steps: int | None = Field(None, ge=1)
-    """Steps of the reverse process at inference, at most the model's own number; all of them if null."""
+    steps: int | None = Field(None, ge=0)
+    """Steps of the reverse process at inference, at most the model's own number; all of them if null. 0 is one pass
+    without noise, the row that shows what the process adds. Models without a process ignore it."""
     seed: int = Field(0, ge=0)
     """Of the noise at inference."""
     batch_size: int = Field(256, ge=1)

@@ -81,29 +81,39 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     {'training': {'epochs': 5}, 'baselines': [{'model': 'popularity'}]}
     """
     key, equals, text = override.partition("=")
-    *parents, last = key.split(".")
-    if not equals or not all((*parents, last)):
+    if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {override!r}: expected a.b=value")
     try:
         value = _yaml(text, "--set")
     except (yaml.YAMLError, ValueError):
         raise ConfigError(f"--set {override!r}: the value is not valid YAML") from None
+    assign(data, key, value, where=f"--set {override!r}")
+
+
+def assign(data: dict[str, Any], key: str, value: Any, where: str) -> None:
+    """Set the value at the dotted name `key` in place; `where` opens the message of a ConfigError.
+
+    >>> recipe = {"training": {"epochs": 3}}
+    >>> assign(recipe, "training.seed", 7, where="plan.yaml"); recipe
+    {'training': {'epochs': 3, 'seed': 7}}
+    """
+    *parents, last = key.split(".")
     node: Any = data
     for part in parents:
-        place = _place(node, part, override)
+        place = _place(node, part, where)
         child = node[place] if isinstance(node, list) else node.get(place)
         if child is not None and not isinstance(child, dict | list):
-            raise ConfigError(f"--set {override!r}: {part!r} holds a single value, not settings")
+            raise ConfigError(f"{where}: {part!r} holds a single value, not settings")
         node[place] = {} if child is None else copy(child)  # a copy: a YAML alias stands in several places
         node = node[place]
-    node[_place(node, last, override)] = value
+    node[_place(node, last, where)] = value
 
 
-def _place(node: dict[str, Any] | list[Any], part: str, override: str) -> Any:
+def _place(node: dict[str, Any] | list[Any], part: str, where: str) -> Any:
     if isinstance(node, dict):
         return part
     if not part.isdecimal() or int(part) >= len(node):
-        raise ConfigError(f"--set {override!r}: {part!r} is no position in a list of {len(node)}, counted from 0")
+        raise ConfigError(f"{where}: {part!r} is no position in a list of {len(node)}, counted from 0")
     return int(part)
 
 

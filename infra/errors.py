@@ -27,6 +27,10 @@ class UsageError(Logs2RecError):
     exit_code = 2
 
 
+class WorkspaceBusy(UsageError):
+    """Another command is at work in the workspace; nothing was done."""
+
+
 class EnvironmentProblem(Logs2RecError):
     """Something this machine or cluster lacks (Java, a service): `logs2rec doctor` explains."""
 

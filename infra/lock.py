@@ -9,7 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from infra.errors import UsageError
+from infra.errors import WorkspaceBusy
 
 
 class WorkspaceLock:
@@ -20,7 +20,7 @@ class WorkspaceLock:
         self._handle: int | None = None
 
     def hold(self, owner: str) -> bool:
-        """Take the lock; False if this object had it already. UsageError names the owner of a taken one."""
+        """Take the lock; False if this object had it already. WorkspaceBusy names the owner of a taken one."""
         if self._handle is not None:
             return False
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ class WorkspaceLock:
         except OSError:
             other = os.read(handle, 200).decode("utf-8", "replace").strip() or "another command"
             os.close(handle)
-            raise UsageError(f"{self.path.parent}: {other} is at work there; wait until it has ended") from None
+            raise WorkspaceBusy(f"{self.path.parent}: {other} is at work there; wait until it has ended") from None
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"{owner}, process {os.getpid()}".encode(), 0)
         self._handle = handle

@@ -296,6 +296,27 @@ def replicate(
 
 
 @app.command()
+def study(
+    plan: Annotated[Path, typer.Option(help="Plan (YAML): splits, seeds and tables, as in recipes/study.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of what was measured; a study goes on where it stopped.")],
+    only: Annotated[list[str] | None, typer.Option(help="Measure this row alone. Repeatable.")] = None,
+    page_only: Annotated[bool, typer.Option("--page-only", help="Measure nothing; write the page again.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Every model of a plan on its splits, over seeds: what is not measured yet, then tables, tests and a page."""
+    from pipelines.progress import Progress
+    from pipelines.study import show
+    from pipelines.study import study as carry_out
+
+    with Progress(1) as progress:
+        outcome = carry_out(plan, out, only or (), progress, page_only)
+    show(outcome)
+    _finish(outcome.__dict__, as_json)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Recipe whose services to look at.")] = None,
     overrides: Set = None,

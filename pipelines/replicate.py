@@ -10,7 +10,7 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -132,10 +132,21 @@ def replicate(
     """Train the model on the split in `data` unless `workspace` has it, and evaluate it on the test items.
 
     Without a workspace everything is made in a temporary folder, which is removed. Raises DataRefused for a split
-    that cannot be used, TrainingError and EnvironmentProblem as training does, UsageError when another command is at
-    work in the workspace.
+    that cannot be used, TrainingError and EnvironmentProblem as training does, WorkspaceBusy when another command is
+    at work in the workspace.
     """
-    split = published_split.read(data)
+    found = on_split(model, published_split.read(data), settings, workspace, progress)
+    return replace(found, summary={"model": model, "data": str(data), **found.summary})
+
+
+def on_split(
+    model: str, split: PublishedSplit, settings: ReplicatedModel, workspace: Path | None, progress: Progress
+) -> Replication:
+    """As `replicate`, on a split that was read before; the summary names neither it nor the model.
+
+    The workspace's artifact is a function of the split, the model and how it is trained: another evaluation in the
+    same workspace finds it there and trains nothing.
+    """
     settings = settings.for_split(split)
     with ExitStack() as stack:
         if workspace is None:
@@ -147,7 +158,7 @@ def replicate(
         version = work.written().version(SEQUENCES.name)
         trained = work.trained(version)
         found = work.evaluated(version, trained)
-    summary = {"model": model, "data": str(data), **_summary(settings, split, trained.report, found)}
+    summary = _summary(settings, split, trained.report, found)
     order = {name: split.in_file_order(users) for name, users in found.users.items()}
     users = {name: users[order[name]] for name, users in found.users.items()}
     per_user = {name: values[order[name.partition("/")[0]]] for name, values in found.per_user.items()}

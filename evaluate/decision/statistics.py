@@ -64,12 +64,7 @@ def paired_bootstrap(
     >>> paired_bootstrap([2.0, 4.0], [1.0, 2.0], seed=0).relative
     Interval(low=1.0, estimate=1.0, high=1.0)
     """
-    candidate_B, baseline_B = _checked(candidate, "candidate"), _checked(baseline, "baseline")
-    if candidate_B.shape != baseline_B.shape:
-        raise UsageError(
-            f"paired bootstrap: {len(candidate_B)} users for the candidate, {len(baseline_B)} for the baseline; "
-            "score both on the same users"
-        )
+    candidate_B, baseline_B = checked_pair(candidate, baseline)
     if not candidate_B.size:
         return Difference(NOT_DEFINED, NOT_DEFINED)
     means_2R = _resampled_means(np.stack([candidate_B, baseline_B]), seed, resamples)
@@ -128,6 +123,17 @@ def _percentiles(statistic_R: NDArray[np.float64], estimate: float, level: float
     low = np.quantile(statistic_R, tail, method="lower")
     high = np.quantile(statistic_R, 1 - tail, method="higher")
     return Interval(float(low), estimate, float(high))
+
+
+def checked_pair(candidate: ArrayLike, baseline: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two per-user metrics, (B,) each; UsageError for shapes that differ, and for values that are not finite."""
+    candidate_B, baseline_B = _checked(candidate, "candidate"), _checked(baseline, "baseline")
+    if candidate_B.shape != baseline_B.shape:
+        raise UsageError(
+            f"paired comparison: {len(candidate_B)} users for the candidate, {len(baseline_B)} for the baseline; "
+            "score both on the same users"
+        )
+    return candidate_B, baseline_B
 
 
 def _checked(values: ArrayLike, name: str) -> NDArray[np.float64]:

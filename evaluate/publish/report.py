@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from evaluate.decision.gate import Decision
+from evaluate.decision.repeated import Spread
 from evaluate.decision.statistics import Interval
 from evaluate.publish.numerals import number
 from evaluate.publish.plots import STYLE, Trend, trend
@@ -31,7 +32,8 @@ from infra.errors import UsageError
 
 @dataclass(frozen=True)
 class Section:
-    """A table under a heading. Cells are text, numbers, booleans or None; the first column names the row."""
+    """A table under a heading. Cells are text, numbers, a Spread (with two decimals), booleans or None; the first
+    column names the row."""
 
     title: str
     explanation: str
@@ -73,9 +75,13 @@ def write_report(path: str | Path, report: Report) -> None:
     Makes the folder if need be. UsageError if the path cannot be written, a table's row is not as wide
     as its header, or a plot's line has not one finite value per epoch.
     """
+    write_text(Path(path), render(report))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as `write_report` does. UsageError if the path cannot be written."""
     # Ids from a log may hold lone surrogates, which UTF-8 has no bytes for.
-    data = render(report).encode("utf-8", "backslashreplace")
-    path = Path(path)
+    data = text.encode("utf-8", "backslashreplace")
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,17 +101,27 @@ def write_report(path: str | Path, report: Report) -> None:
 def render(report: Report) -> str:
     """The page as text. UsageError as `write_report`."""
     parts = [_decisions(report.decisions)]
-    parts += [_intervals(group, f"intervals-{i}") for i, group in enumerate(report.intervals)]
-    parts += [_section(section, f"table-{i}") for i, section in enumerate(report.sections)]
+    parts += [interval_plots(group, f"intervals-{i}") for i, group in enumerate(report.intervals)]
+    parts += [table_section(section, f"table-{i}") for i, section in enumerate(report.sections)]
     parts += [trend(plots, f"trend-{i}") for i, plots in enumerate(report.trends)]
     if report.lineage:
         rows = [(table, str(version), count) for table, (version, count) in report.lineage.items()]
         about = "The Delta versions this run was computed from; the same versions give the same report."
-        parts.append(_section(Section("Lineage", about, ("table", "version", "rows"), rows), "lineage"))
+        parts.append(table_section(Section("Lineage", about, ("table", "version", "rows"), rows), "lineage"))
     if report.configuration is not None:
-        text = json.dumps(report.configuration, indent=2, ensure_ascii=False)
-        parts.append(f"<section><details><summary>Configuration</summary><pre>{escape(text)}</pre></details></section>")
-    body = "\n".join(parts)
+        parts.append(folded("Configuration", report.configuration))
+    return page(report.title, "Run date", report.run_date, parts)
+
+
+def folded(summary: str, content: Any) -> str:
+    """Anything that is JSON, under a line that opens it."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return f"<section><details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details></section>"
+
+
+def page(title: str, date_name: str, date: str, sections: Sequence[str]) -> str:
+    """The document around its sections' HTML."""
+    body = "\n".join(sections)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -113,11 +129,11 @@ def render(report: Report) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<title>{escape(report.title)} · {escape(report.run_date)}</title>
+<title>{escape(title)} · {escape(date)}</title>
 <style>{_STYLE}{STYLE}</style>
 </head>
 <body>
-<header><h1>{escape(report.title)}</h1><p>Run date <time>{escape(report.run_date)}</time></p></header>
+<header><h1>{escape(title)}</h1><p>{escape(date_name)} <time>{escape(date)}</time></p></header>
 <main>
 {body}
 </main>
@@ -139,7 +155,8 @@ def _decisions(decisions: Mapping[str, Decision]) -> str:
     return f'<section aria-labelledby="decisions"><h2 id="decisions">Decisions</h2>\n{content}\n</section>'
 
 
-def _section(section: Section, anchor: str) -> str:
+def table_section(section: Section, anchor: str) -> str:
+    """A table's HTML. UsageError for a row that is not as wide as the header."""
     for position, row in enumerate(section.rows):
         if len(row) != len(section.columns):
             raise UsageError(
@@ -160,7 +177,8 @@ def _section(section: Section, anchor: str) -> str:
     return _table(section.title, section.explanation, anchor, head, body)
 
 
-def _intervals(group: Intervals, anchor: str) -> str:
+def interval_plots(group: Intervals, anchor: str) -> str:
+    """Their HTML, each interval drawn and in figures."""
     scale = _scale(group)
     head = '<td></td><th scope="col" class="plot">' + _scale_ends(scale) + "</th>"
     head += "".join(f'<th scope="col" class="number">{name}</th>' for name in ("low", "estimate", "high"))
@@ -218,7 +236,7 @@ def _plot(interval: Interval, scale: tuple[float, float], reference: float | Non
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, Real) and not isinstance(value, bool))
+    return value is None or isinstance(value, Spread) or (isinstance(value, Real) and not isinstance(value, bool))
 
 
 def _right(numeric: bool) -> str:
@@ -230,6 +248,11 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
+    if isinstance(value, Spread):
+        shown = f'<data value="{value.mean!r}">{value.mean:,.2f}</data>'
+        if value.deviation is not None:
+            shown += f' ± <data value="{value.deviation!r}">{value.deviation:,.2f}</data>'
+        return shown.replace(">-", ">−")
     if isinstance(value, Real):
         return f'<data value="{value!s}">{number(value)}</data>'
     return escape(str(value))

@@ -344,7 +344,7 @@ class TestItemCategories:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ks": ()}, {"ks": (5, 0)}, {"list_length": 0}, {"batch_size": 0}, {"steps": 0}, {"seed": -1}]
+    "wrong", [{"ks": ()}, {"ks": (5, 0)}, {"list_length": 0}, {"batch_size": 0}, {"steps": -1}, {"seed": -1}]
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):

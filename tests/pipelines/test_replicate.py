@@ -165,6 +165,7 @@ class TestSettings:
             ("config.widht=64", r"replicate\.yaml: sasrec: config\.sasrec\.widht: unknown setting"),
             ("evaluation.kss=[5]", r"sasrec: evaluation\.kss: unknown setting"),
             ("training.epochs=0", r"training\.epochs"),
+            ("evaluation.steps=-1", r"evaluation\.steps"),
             ("training.start=champion", r"training\.start: a replication is one fresh run"),
             ("search={trials: 2, space: {config.blocks: {integer: [1, 2]}}}", "search: a replication is one fresh run"),
             ("evaluation.category_field=genre", r"evaluation\.category_field: a replication is"),
@@ -175,6 +176,9 @@ class TestSettings:
     def test_refused_by_name(self, override: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             settings_of("sasrec", [override])
+
+    def test_one_pass_without_noise(self) -> None:
+        assert settings_of("adrec", ["evaluation.steps=0"]).evaluation.steps == 0
 
     def test_more_steps_than_the_model_has(self) -> None:
         with pytest.raises(ConfigError, match=r"evaluation\.steps 64 exceeds the model's 32 steps"):

@@ -115,12 +115,15 @@ class GaussianDiffusion(nn.Module):
         deterministic: bool = False,
     ) -> Tensor:
         """x_0 from x_T by ancestral sampling, or `deterministic` (DDIM); `steps` below T samples the strided process,
-        None all T.
+        None all T; 0 is one pass without noise: x0_hat of x = 0 at the last step, whatever `x_T` is.
 
         The strided process keeps abar at the chosen steps and takes its own betas and posterior from
         them; the denoiser still hears the step indices of the full process.
-        Raises ConfigError unless 1 <= steps <= T.
+        Raises ConfigError unless 0 <= steps <= T.
         """
+        if steps == 0:
+            last = torch.full(x_T.shape[:-1], self.steps - 1, dtype=torch.int64, device=x_T.device)
+            return denoise(torch.zeros_like(x_T), last)
         chosen = strided(self.steps, self.steps if steps is None else steps)
         process = self if len(chosen) == self.steps else self.respaced(chosen).to(x_T.device)
         x = x_T

@@ -137,7 +137,7 @@ class ADRec(ItemModel):
 
         Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout, and so do
         their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
-        starts from N(0, I). With 0 steps it is one pass without noise: x0_hat at step T-1 of x_t = 0.
+        starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
         width = self.config.width
         noise_BD = draw_noise(self.items.weight.new_empty(len(batch.items_BL), width), generator)
@@ -152,9 +152,6 @@ class ADRec(ItemModel):
                 x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places])
             return x0_hat_BD
 
-        if steps == 0:
-            last_B = torch.full((len(noise_BD),), self.diffusion.steps - 1, device=noise_BD.device)
-            return denoise(torch.zeros_like(noise_BD), last_B)[:, None]
         deterministic = self.config.sampler == "ddim"
         return self.diffusion.sample(denoise, noise_BD, steps, generator, deterministic)[:, None]
 

@@ -65,6 +65,40 @@ class GaussianProcessContract:
         assert torch.equal(mean, x0_hat)
         assert log_variance.isfinite().all()
 
+    @pytest.mark.parametrize("steps", [1, 2, 32])
+    def test_at_step_0_the_implied_step_is_x0_exactly(self, steps):
+        x0_hat, x_t = torch.randn(50, 4), torch.randn(50, 4)
+        assert torch.equal(self.process(steps).implied_step(x0_hat, x_t, torch.zeros(50, dtype=torch.int64)), x0_hat)
+
+    def test_implied_steps_follow_the_noise_that_was_added(self):
+        """With the true x_0 the whole way down is x_s = sqrt(abar_s) x_0 + sqrt(1 - abar_s) eps, eps never changing."""
+        process, x0, noise = self.process(32), torch.randn(20, 4), torch.randn(20, 4)
+        x = process.q_sample(x0, torch.full((20,), 20), noise)
+        for s in range(19, 14, -1):
+            x = process.implied_step(x0, x, torch.full((20,), s + 1))
+            torch.testing.assert_close(x, process.q_sample(x0, torch.full((20,), s), noise), rtol=1e-3, atol=1e-4)
+
+    def test_deterministic_sampling_needs_no_noise(self):
+        process, x_T = self.process(8), torch.randn(5, 4)
+        denoise = lambda x, t: 0.5 * x  # noqa: E731
+        one, two = (
+            process.sample(denoise, x_T, steps, seeded(s), deterministic=True) for s, steps in ((1, None), (2, 8))
+        )
+        assert torch.equal(one, two)
+
+    def test_no_steps_are_one_pass_without_noise(self):
+        process, asked = self.process(8), []
+
+        def denoise(x, t):
+            asked.append((x, t))
+            return x + 3
+
+        answer = process.sample(denoise, torch.randn(2, 4), 0, seeded(1))
+        assert torch.equal(answer, torch.full((2, 4), 3.0))
+        ((x, t),) = asked
+        assert torch.equal(x, torch.zeros(2, 4))
+        assert t.tolist() == [7, 7]
+
     @PER_CLASS
     @given(st.integers(2, 40), st.data())
     def test_posterior_is_bayes_rule(self, steps, data):
@@ -129,7 +163,7 @@ class GaussianProcessContract:
         assert torch.equal(run(5), run(5))
         assert not torch.equal(run(5), run(6))
 
-    @pytest.mark.parametrize("steps", [0, -1, 33])
+    @pytest.mark.parametrize("steps", [-1, 33])
     def test_steps_outside_the_process_are_refused(self, steps):
         with pytest.raises(ConfigError, match="steps"):
             self.process().sample(_half, torch.ones(1, 1), steps, seeded(0))

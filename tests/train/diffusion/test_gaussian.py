@@ -31,6 +31,16 @@ class TestSqrt(GaussianProcessContract):
         return alphas_cumprod("sqrt", steps)
 
 
+class TestTruncatedCosine(GaussianProcessContract):
+    def alphas_cumprod(self, steps):
+        return alphas_cumprod("trunc_cos", steps)
+
+
+class TestBeta(GaussianProcessContract):
+    def alphas_cumprod(self, steps):
+        return alphas_cumprod("beta", steps)
+
+
 def test_two_steps_by_hand():
     # abar = (0.8, 0.4): beta = (0.2, 0.5), posterior variance at 1 = 0.5 * 0.2 / 0.6 = 1/6.
     process = GaussianDiffusion(torch.tensor([0.8, 0.4]))

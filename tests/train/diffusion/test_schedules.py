@@ -41,7 +41,29 @@ def test_cosine_and_sqrt_follow_their_curves():
     assert alphas_cumprod("sqrt", 100)[49].item() == pytest.approx((1 - math.sqrt(0.5001)) / 0.99)
 
 
-@pytest.mark.parametrize(("name", "steps"), [("geometric", 8), ("linear", 0)])
+def test_trunc_cos_follows_its_curve_from_a_tenth():
+    def curve(x: float) -> float:
+        return math.cos((x + 0.1) / 1.1 * math.pi / 2) ** 2
+
+    abar = alphas_cumprod("trunc_cos", 10)
+    assert abar.tolist() == pytest.approx([curve(i / 10) for i in range(10)])
+
+
+def test_pw_lin_falls_for_ten_steps_and_rises_for_the_others():
+    abar = alphas_cumprod("pw_lin", 20)  # s = 50: from 0.015 to 0.005, then from 0.005 to 1, held below 1
+    betas = 1 - abar / torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    expected = [0.015 - 0.01 * i / 9 for i in range(10)] + [min(0.999, 0.005 + 0.995 * i / 9) for i in range(10)]
+    assert betas.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_beta_is_the_quantile_function():
+    from scipy.stats import beta
+
+    abar = alphas_cumprod("beta", 3).tolist()
+    assert beta.cdf(abar, 0.3, 10) == pytest.approx([0.75, 0.5, 0.25])
+
+
+@pytest.mark.parametrize(("name", "steps"), [("geometric", 8), ("linear", 0), ("pw_lin", 10)])
 def test_unusable_settings_are_named(name, steps):
     with pytest.raises(ConfigError, match=r"schedule: |steps: "):
         alphas_cumprod(name, steps)

@@ -1,0 +1,196 @@
+"""The page of a study: its tables, what was compared, and in words what a trained model's own inference adds.
+
+In the daily report's style: one self-contained file, nothing fetched, figures unrounded in `<data value=...>`. What
+was not measured yet is said to be so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from evaluate.decision.repeated import Comparison, Spread
+from evaluate.decision.statistics import Interval
+from evaluate.publish.numerals import number
+from evaluate.publish.report import Intervals, Section, folded, interval_plots, page, table_section
+
+ALPHA = 0.05
+"""An adjusted p-value below it is called a difference."""
+
+_SETS = {"all_items": "all items", "history_removed": "history removed"}
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One model: figures by "set/metric" in percent, over the seeds that were run."""
+
+    name: str
+    seeds: int
+    figures: Mapping[str, Spread | None]
+    train_seconds: Spread | None
+    users_per_second: Spread | None
+    peak_memory_gib: float | None
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A row against another by one metric of one candidate set, in percent; None where one of them was not run."""
+
+    row: str
+    against: str
+    candidates: str
+    same_model: bool
+    """The two are one trained model, evaluated in two ways."""
+    comparison: Comparison | None
+    adjusted_p: float | None
+    """Holm's, over all comparisons of the table; None where the test is not defined."""
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        if self.comparison is None:
+            return "not run yet"
+        if self.adjusted_p is None:
+            return "not defined"
+        if self.adjusted_p >= ALPHA:
+            return "no difference shown"
+        return "higher" if self.comparison.difference.estimate > 0 else "lower"
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """Models on one split, and their comparisons."""
+
+    title: str
+    about: str
+    seeds: int
+    """Of the plan."""
+    columns: Sequence[str]
+    """"set/metric", as in the rows' figures."""
+    metric: str
+    """What is compared."""
+    rows: Sequence[StudyRow]
+    contrasts: Sequence[Contrast]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything on the page."""
+
+    title: str
+    date: str
+    protocol: Sequence[str]
+    tables: Sequence[StudyTable]
+    plan: Any
+
+
+def render(study: Study) -> str:
+    """The page as text."""
+    lines = "".join(f"<li>{escape(sentence)}</li>" for sentence in study.protocol)
+    parts = [f'<section aria-labelledby="protocol"><h2 id="protocol">Protocol</h2>\n<ul>{lines}</ul></section>']
+    for place, table in enumerate(study.tables):
+        parts.append(table_section(_results(table), f"results-{place}"))
+        if table.contrasts:
+            parts.append(interval_plots(_differences(table), f"differences-{place}"))
+            parts.append(table_section(_tests(table), f"tests-{place}"))
+            parts += _findings(table, f"findings-{place}")
+    return page(study.title, "Written", study.date, [*parts, folded("Plan", study.plan)])
+
+
+def _results(table: StudyTable) -> Section:
+    heads = [
+        "model",
+        "seeds",
+        *(column_name(c) for c in table.columns),
+        "training, s",
+        "scored, users/s",
+        "memory, GiB",
+    ]
+    rows = []
+    for row in table.rows:
+        seeds = f"{row.seeds} of {table.seeds}" if row.seeds else "not run yet"
+        memory = None if row.peak_memory_gib is None else Spread(row.peak_memory_gib, None)
+        cost = (row.train_seconds, row.users_per_second, memory)
+        rows.append([row.name, seeds, *(row.figures.get(c) for c in table.columns), *cost])
+    about = (
+        f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Training seconds and "
+        "memory are those of the trained model, whichever way it is evaluated: the largest sum over the training "
+        "workers, or for a counted model that of the study's own process."
+    )
+    return Section(table.title, about, heads, rows)
+
+
+def _differences(table: StudyTable) -> Intervals:
+    rows = [(_label(c), c.comparison.difference if c.comparison else _UNKNOWN) for c in table.contrasts]
+    about = (
+        f"{_metric(table.metric)} of the first minus that of the second, percentage points, with its 95 % interval "
+        "(paired bootstrap over users, each user's value averaged over the seeds that both have). The users vary, the "
+        "trained models do not: the spread over seeds stands above."
+    )
+    return Intervals(f"{table.title}: differences", about, rows, 0.0)
+
+
+_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
+
+
+def _tests(table: StudyTable) -> Section:
+    rows = []
+    for c in table.contrasts:
+        found = c.comparison
+        figures = [found.seeds, found.users, found.p] if found else [None] * 3
+        rows.append([_label(c), *figures, c.adjusted_p, c.verdict])
+    about = (
+        f"Of the differences in {_metric(table.metric)}: two-sided sign-flip permutation test over users, and Holm's "
+        f"correction over the {sum(c.adjusted_p is not None for c in table.contrasts)} tests of this table. "
+        f"A corrected p below {ALPHA} is called a difference."
+    )
+    heads = ["comparison", "seeds", "users", "p", "p, corrected", "verdict"]
+    return Section(f"{table.title}: tests", about, heads, rows)
+
+
+def _findings(table: StudyTable, anchor: str) -> list[str]:
+    """A sentence for each pair of evaluations of one trained model: what the process adds, even if that is nothing."""
+    same = [c for c in table.contrasts if c.same_model]
+    if not same:
+        return []
+    title = escape(f"{table.title}: the same trained model, evaluated otherwise")
+    lines = "".join(f"<li>{escape(_sentence(c, table.metric))}</li>" for c in same)
+    return [f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{title}</h2>\n<ul>{lines}</ul></section>']
+
+
+def _sentence(contrast: Contrast, metric: str) -> str:
+    found = contrast.comparison
+    if found is None:
+        return f"{_label(contrast)}: not run yet."
+    if contrast.adjusted_p is None:
+        return f"{_label(contrast)}: not defined, no user is left."
+    difference = found.difference
+    return (
+        f"{_label(contrast)}: {_signed(difference.estimate)} points of {_metric(metric)} (95 % interval "
+        f"{_signed(difference.low)} to {_signed(difference.high)}, corrected p {number(contrast.adjusted_p)}): "
+        f"{contrast.verdict}."
+    )
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def _label(contrast: Contrast) -> str:
+    return f"{contrast.row} against {contrast.against}, {_SETS.get(contrast.candidates, contrast.candidates)}"
+
+
+def column_name(name: str) -> str:
+    """ "set/metric" as a heading.
+
+    >>> column_name("history_removed/ndcg_at_20")
+    'NDCG@20, history removed'
+    """
+    candidates, _, metric = name.partition("/")
+    return f"{_metric(metric)}, {_SETS.get(candidates, candidates)}"
+
+
+def _metric(name: str) -> str:
+    return name.replace("_at_", "@").upper()

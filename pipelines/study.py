@@ -1,0 +1,164 @@
+"""Steers a study: every cell of a plan that is not measured yet, then the page. No maths.
+
+A cell is one model trained with one seed on one split, evaluated in one way. It is published when its folder has its
+name; whatever was killed before is done again by the next run, training from its last checkpoint. Seeds are the outer
+loop, so a study that is stopped early has every row once rather than one row often. Two studies may work in one
+folder: a training that the other is at is passed over.
+
+    DIR/cells/KEY        what was measured (pipelines.study_cells)
+    DIR/work/TRAINING    workspace of one training: artifact, checkpoints; may be removed once its cells are there
+    DIR/study.html, DIR/study.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as Printed
+
+from evaluate.publish.report import write_text
+from evaluate.publish.study_page import Study, column_name, render
+from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
+from pipelines import published_split, replicate
+from pipelines.progress import Progress
+from pipelines.published_split import PublishedSplit
+from pipelines.replicate import Replication
+from pipelines.study_cells import Cells
+from pipelines.study_plan import Cell, StudyPlan, read, resolve, selected
+from pipelines.study_results import COLUMNS, Results, as_json
+
+PAGE, FIGURES = "study.html", "study.json"
+
+
+@dataclass
+class Outcome:
+    """What a run of the command did, cell by cell ("row, seed s"), and the study as it stands."""
+
+    measured: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    """Left to another study, which is at their training."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Training stopped on purpose; by cell, why."""
+    page: str = ""
+    study: dict[str, Any] = field(default_factory=dict)
+
+
+def study(plan_file: Path, out: Path, only: Sequence[str], progress: Progress, page_only: bool = False) -> Outcome:
+    """Measure what is missing of the rows in `only` (all if empty; none with `page_only`), and write the page.
+
+    Raises ConfigError for a plan that cannot be used, UsageError for an unknown row or a folder that cannot be
+    written, DataRefused for a split, before anything is done. A training that stops with a TrainingError does not stop
+    the others; what it said is in the outcome.
+    """
+    plan = read(plan_file)
+    splits = _splits(plan_file, plan)
+    tables = resolve(plan_file, plan, {name: split.digest for name, split in splits.items()})
+    chosen = selected(tables, list(only))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
+    cells = Cells(out)
+    results = Results(plan, tables, splits, cells)
+    outcome = Outcome(page=str(out / PAGE))
+    steering = _Steering(out, cells, splits, progress, outcome)
+    for label, cell in _wanted(plan, results, chosen) if not page_only else ():
+        if steering.measure(label, cell):
+            _write(results, out)
+    outcome.study = as_json(_write(results, out))
+    return outcome
+
+
+def _splits(plan_file: Path, plan: StudyPlan) -> dict[str, PublishedSplit]:
+    """Each split, read once: a file that changes while the study goes on changes no cell."""
+    for name, folder in plan.data.items():
+        if not folder.is_dir():
+            raise ConfigError(f"{plan_file}: data.{name}: {folder}: no such folder (seen from the working directory)")
+    return {name: published_split.read(folder) for name, folder in plan.data.items()}
+
+
+def _wanted(plan: StudyPlan, results: Results, chosen: Sequence[str]) -> Iterator[tuple[str, Cell]]:
+    """Cells with what to call them, each once, seed by seed."""
+    seen = set()
+    for number, seed in enumerate(plan.seeds):
+        for row in (row for table in results.tables for row in table.rows if row.planned in chosen):
+            cell = row.cells[number]
+            if cell.key not in seen:
+                seen.add(cell.key)
+                yield f"{cell.data}: {row.name}, seed {seed}", cell
+
+
+@dataclass
+class _Steering:
+    out: Path
+    cells: Cells
+    splits: Mapping[str, PublishedSplit]
+    progress: Progress
+    outcome: Outcome
+    stopped: dict[str, str] = field(default_factory=dict)
+    """Trainings that failed in this run, by key: their other evaluations do not try again."""
+
+    def measure(self, label: str, cell: Cell) -> bool:
+        """Whether the cell was measured now."""
+        if self.cells.has(cell):
+            self.outcome.skipped.append(label)
+            self.progress.finish(label, "skipped", 0.0)
+            return False
+        started = perf_counter()
+        try:
+            found = self.replicated(cell)
+        except WorkspaceBusy as error:
+            self.outcome.busy.append(label)
+            self.progress.console.print(f"{label}: left out, {error}", markup=False)
+            return False
+        except TrainingError as error:
+            self.outcome.failed[label] = self.stopped[cell.training_key] = str(error)
+            self.progress.console.print(f"{label}: failed, {error}", markup=False)
+            return False
+        self.cells.publish(cell, found)
+        self.outcome.measured.append(label)
+        self.progress.finish(label, "published", perf_counter() - started)
+        return True
+
+    def replicated(self, cell: Cell) -> Replication:
+        """Trained, unless its workspace has it, and evaluated."""
+        if cell.training_key in self.stopped:
+            raise TrainingError(self.stopped[cell.training_key])
+        workspace = self.out / "work" / cell.training_key
+        return replicate.on_split(cell.settings.label, self.splits[cell.data], cell.settings, workspace, self.progress)
+
+
+def _write(results: Results, out: Path) -> Study:
+    found = results.study(f"Study: {', '.join(results.plan.data)}")
+    write_text(out / FIGURES, json.dumps(as_json(found), indent=1, ensure_ascii=False) + "\n")
+    write_text(out / PAGE, render(found))
+    return found
+
+
+def show(outcome: Outcome) -> None:
+    """Print the tables in short, and what was done."""
+    console = Console(highlight=False, soft_wrap=True)
+    heads = [column_name(column).replace(", ", "\n") for column in COLUMNS]
+    for table in outcome.study["tables"]:
+        printed = Printed("model", "seeds", *heads, title=table["title"], title_justify="left")
+        for row in table["rows"]:
+            values = [row["figures"][column] for column in COLUMNS]
+            shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
+            printed.add_row(row["name"], f"{row['seeds']} of {table['seeds']}", *shown)
+        console.print(printed)
+    console.print(
+        f"{len(outcome.measured)} cells measured, {len(outcome.skipped)} were there, {len(outcome.busy)} left to "
+        f"another study, {len(outcome.failed)} failed. Page: {outcome.page}",
+        markup=False,
+    )
+
+
+def _deviation(value: float | None) -> str:
+    return "" if value is None else f" ±{value:.2f}"

@@ -1,0 +1,191 @@
+"""The plan of a study: which models are trained on which published splits, and what is compared with what.
+
+A row is a section of recipes/replicate.yaml with its own settings, trained once per seed. `inference` names further
+rows, of the same trained models, that are only evaluated otherwise. Nothing here imports torch or ray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, JsonValue, model_validator
+
+from infra.config import Settings, assign, digest, load, parse, read_yaml
+from infra.errors import ConfigError, UsageError
+from pipelines import replicate
+from pipelines.replicate import ReplicatedModel
+from train.settings import OPERATIONAL
+
+Name = Annotated[str, Field(min_length=1)]
+_SEEDS = ("training.seed", "evaluation.seed")
+
+
+class PlannedRow(Settings):
+    """One model of a table."""
+
+    name: Name
+    """What the page calls it; unique in its table."""
+    model: Name
+    """Its section of recipes/replicate.yaml."""
+    set: dict[str, JsonValue] = Field({})
+    """Values that differ from the section's, by dotted name: {config.width: 64}."""
+    inference: dict[Name, dict[str, JsonValue]] = Field({})
+    """Further rows by name: {evaluation.steps: 0} ... of the same trained models. Each is compared with this row."""
+    compare_to: Name | None = None
+    """The row or inference row of the table that this one is tested against, user by user."""
+
+    @model_validator(mode="after")
+    def _seeds_are_the_plans(self) -> PlannedRow:
+        for name, values in {"set": self.set, **{f"inference.{n}": v for n, v in self.inference.items()}}.items():
+            if wrong := [key for key in values if key in _SEEDS]:
+                raise ValueError(f"{name}: {wrong[0]} comes from the plan's seeds; leave it out")
+        for name, values in self.inference.items():
+            if wrong := [key for key in values if not key.startswith("evaluation.")]:
+                raise ValueError(f"inference.{name}: {wrong[0]} decides the training; only evaluation.* can differ")
+        return self
+
+
+class PlannedTable(Settings):
+    """Models on one split."""
+
+    title: Name
+    data: Name
+    """A name in the plan's `data`."""
+    rows: tuple[PlannedRow, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names(self) -> PlannedTable:
+        names = [name for row in self.rows for name in (row.name, *row.inference)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"rows: the name {twice[0]!r} is there twice; every row needs its own")
+        for row in self.rows:
+            if row.compare_to is not None and row.compare_to not in set(names) - {row.name, *row.inference}:
+                raise ValueError(f"rows: {row.name!r}: compare_to {row.compare_to!r} is no other row of this table")
+        return self
+
+
+class StudyPlan(Settings):
+    """What a plan file holds."""
+
+    data: dict[Name, Path]
+    """Folders of published splits (sequences.parquet), relative to the working directory, by name."""
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
+    """Of training and of the noise at inference; every row is trained once with each."""
+    tables: tuple[PlannedTable, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StudyPlan:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is there twice, and the same seed gives the same figures")
+        for number, table in enumerate(self.tables):
+            if table.data not in self.data:
+                raise ValueError(f"tables.{number}.data: {table.data!r} is none of {', '.join(self.data)}")
+        return self
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model, trained with one seed and evaluated in one way: what a figure is a function of."""
+
+    data: str
+    """Its name in the plan."""
+    data_digest: str
+    settings: ReplicatedModel
+
+    @property
+    def seed(self) -> int:
+        """Of training and evaluation."""
+        return self.settings.training.seed
+
+    @property
+    def trained(self) -> dict[str, Any]:
+        """What decides the weights."""
+        kept = self.settings.model_dump(mode="json", exclude={"evaluation": True, "training": OPERATIONAL})
+        return {"data": self.data_digest, **kept}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What decides the figures; the code is no part of it."""
+        return {**self.trained, "evaluation": self.settings.evaluation.model_dump(mode="json")}
+
+    @property
+    def training_key(self) -> str:
+        """The same for every evaluation of one trained model."""
+        return digest(self.trained)
+
+    @property
+    def key(self) -> str:
+        """The same for cells with the same figures."""
+        return digest(self.parts)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table: a cell per seed of the plan."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    planned: str
+    """The row of the plan that it belongs to."""
+    against: tuple[str, ...]
+    """Names of the rows that it is tested against."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the plan with its rows resolved."""
+
+    title: str
+    data: str
+    rows: tuple[Row, ...]
+
+
+def read(path: Path) -> StudyPlan:
+    """The plan in a YAML file. ConfigError names the file and each wrong field."""
+    return load(path, StudyPlan)
+
+
+def resolve(path: Path, plan: StudyPlan, digests: Mapping[str, str]) -> list[Table]:
+    """Every row with its settings; `digests` are the splits' by name. ConfigError names file, row and setting."""
+    sections = read_yaml(replicate.SETTINGS)
+    tables = []
+    for number, table in enumerate(plan.tables):
+        rows = [
+            row
+            for place, planned in enumerate(table.rows)
+            for row in _rows(planned, sections, f"{path}: tables.{number}.rows.{place}", plan, table.data, digests)
+        ]
+        tables.append(Table(table.title, table.data, tuple(rows)))
+    return tables
+
+
+def selected(tables: list[Table], only: list[str]) -> list[str]:
+    """The planned rows named in `only`, all of them if it is empty. UsageError for a name that no row has."""
+    names = list(dict.fromkeys(row.planned for table in tables for row in table.rows))
+    if unknown := [name for name in only if name not in names]:
+        raise UsageError(f"--only {unknown[0]!r}: the plan's rows are {', '.join(names)}")
+    return [name for name in names if not only or name in only]
+
+
+def _rows(
+    planned: PlannedRow, sections: Mapping[str, Any], where: str, plan: StudyPlan, data: str, digests: Mapping[str, str]
+) -> Iterator[Row]:
+    if planned.model not in sections:
+        raise ConfigError(
+            f"{where}.model: {replicate.SETTINGS.name} has no section {planned.model!r}; it has {', '.join(sections)}"
+        )
+    others = {"": {}, **planned.inference}
+    for name, values in others.items():
+        cells = []
+        for seed in plan.seeds:
+            section = deepcopy(sections[planned.model])
+            for key, value in {**planned.set, **values, **dict.fromkeys(_SEEDS, seed)}.items():
+                assign(section, key, value, where)
+            cells.append(Cell(data, digests[data], parse(section, ReplicatedModel, where)))
+        against = tuple(planned.inference) if not name else ()
+        chosen = (planned.compare_to,) if planned.compare_to and not name else ()
+        yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

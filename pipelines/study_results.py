@@ -1,0 +1,132 @@
+"""From measured cells to what a study says: the tables of its page and of study.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from evaluate.decision.repeated import Comparison, Spread, compare, spread
+from evaluate.decision.significance import holm
+from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
+from pipelines.published_split import PublishedSplit
+from pipelines.replicate import CANDIDATE_SETS, VALID_METRIC
+from pipelines.study_cells import Cells
+from pipelines.study_plan import Row, StudyPlan, Table
+
+METRIC = "ndcg_at_20"
+COLUMNS = tuple(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in ("hr_at_20", METRIC))
+
+_PROTOCOL = (
+    "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
+    "validated, the rest trained on.",
+    "Every item of the catalogue is ranked, padding never; two sets of candidates: all items, and all but those of "
+    "the user's history, where a target that is itself in the history leaves its user out.",
+    f"Weights are selected on the validation items alone, by {VALID_METRIC.replace('_at_', '@').upper()} with the "
+    "history removed; the test items decide nothing.",
+)
+
+
+class Results:
+    """Reads cells once, and compares the same two rows once, however often the page is written."""
+
+    def __init__(self, plan: StudyPlan, tables: Sequence[Table], splits: Mapping[str, PublishedSplit], cells: Cells):
+        self.plan, self.tables, self.splits, self.cells = plan, tables, splits, cells
+        self._read: dict[str, dict[str, Any]] = {}
+        self._compared: dict[tuple[str, ...], Comparison] = {}
+
+    def study(self, title: str) -> Study:
+        """What the page shows, of the cells that are there now."""
+        tables = [self._table(table) for table in self.tables]
+        plan = self.plan.model_dump(mode="json", exclude={"data"})  # folders are this machine's
+        plan["data"] = {name: split.digest for name, split in self.splits.items()}
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan)
+
+    def measured(self, row: Row) -> list[dict[str, Any]]:
+        """The cell.json of each seed that was run, in the order of the plan's seeds."""
+        found = []
+        for cell in row.cells:
+            if cell.key not in self._read and (read := self.cells.read(cell)) is not None:
+                self._read[cell.key] = read
+            if cell.key in self._read:
+                found.append(self._read[cell.key])
+        return found
+
+    def _circumstances(self) -> list[str]:
+        cells = [cell for table in self.tables for row in table.rows for cell in self.measured(row)]
+        if not cells:
+            return ["Nothing was measured yet."]
+        dates = sorted(cell["date"][:10] for cell in cells)
+        cores = sorted({str(cell["cores"]) for cell in cells})
+        codes = sorted({cell["code"] for cell in cells})
+        return [
+            f"Measured from {dates[0]} to {dates[-1]} on {' or '.join(cores)} CPU cores; code {', '.join(codes)}.",
+        ]
+
+    def _table(self, table: Table) -> StudyTable:
+        split = self.splits[table.data]
+        about = f"{table.data}: {len(split.users):,} users, {split.items:,} items, file {split.digest}."
+        rows = [self._row(row) for row in table.rows]
+        contrasts = self._contrasts(table)
+        return StudyTable(table.title, about, len(self.plan.seeds), COLUMNS, METRIC, rows, contrasts)
+
+    def _row(self, row: Row) -> StudyRow:
+        figures = [cell["figures"] for cell in self.measured(row)]
+        shown: dict[str, Spread | None] = {}
+        for column in COLUMNS:
+            name, metric = column.split("/")
+            values = [f[name][metric] for f in figures]
+            shown[column] = spread([100 * v for v in values]) if None not in values else None
+        return StudyRow(
+            row.name, len(figures), shown, spread([f["train_seconds"] for f in figures]),
+            spread([f["users"] / f["score_seconds"] for f in figures]),
+            max((f["peak_memory_bytes"] / 2**30 for f in figures), default=None),
+        )  # fmt: skip
+
+    def _contrasts(self, table: Table) -> list[Contrast]:
+        by_name = {row.name: row for row in table.rows}
+        found = []
+        for row in table.rows:
+            for other in (by_name[name] for name in row.against):
+                for candidates in CANDIDATE_SETS:
+                    comparison = self._compare(row, other, f"{candidates}/{METRIC}")
+                    same = row.planned == other.planned
+                    found.append(Contrast(row.name, other.name, candidates, same, comparison, None))
+        tested = [n for n, c in enumerate(found) if c.comparison is not None and not math.isnan(c.comparison.p)]
+        adjusted = holm([found[n].comparison.p for n in tested])  # type: ignore[union-attr]
+        for n, p in zip(tested, adjusted, strict=True):
+            found[n] = replace(found[n], adjusted_p=p)
+        return found
+
+    def _compare(self, row: Row, other: Row, metric: str) -> Comparison | None:
+        """Over the seeds that both have; None if there is none."""
+        pairs = [(a, b) for a, b in zip(row.cells, other.cells, strict=True) if self.cells.has(a) and self.cells.has(b)]
+        if not pairs:
+            return None
+        firsts, seconds = zip(*pairs, strict=True)
+        key = (metric, *(c.key for c in (*firsts, *seconds)))
+        if key not in self._compared:
+            values_SB = 100 * self.cells.per_user([*firsts, *seconds], metric)
+            self._compared[key] = compare(values_SB[: len(pairs)], values_SB[len(pairs) :])
+        return self._compared[key]
+
+
+def as_json(study: Study) -> dict[str, Any]:
+    """The page's figures; null for NaN, which JSON has not."""
+    content = asdict(study)
+    for table, shown in zip(content["tables"], study.tables, strict=True):
+        for entry, contrast in zip(table["contrasts"], shown.contrasts, strict=True):
+            entry["verdict"] = contrast.verdict
+    found: dict[str, Any] = _finite(content)
+    return found
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
