@@ -106,7 +106,7 @@ class SequenceBatch:
         [([1], [[8]]), ([0], [[5, 6, 7]])]
         """
         length_B = (self.items_BL != PADDING).sum(dim=1)
-        for places in length_B.argsort(stable=True).split(rows):
+        for places in length_B.argsort(stable=True).split(rows) if len(length_B) else ():
             yield places, self.rows(places).latest(max(1, int(length_B[places[-1]])))
 
     def rows(self, places: Tensor) -> SequenceBatch:

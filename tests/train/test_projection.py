@@ -43,7 +43,7 @@ def test_the_result_goes_against_neither_of_two(rows):
 def weights() -> dict[str, torch.Tensor]:
     """After some steps on the cross-entropy alone: it then wants long vectors, the MSE short ones."""
     stepper = stepper_of(PROJECTED.model_copy(update={"combine": "average", "mse_weight": 0.0}))
-    for step in range(60):
+    for step in range(150):
         stepper.step([PACKED], seeded(step), 1e-2, (False, False))
     return {name: p.detach().clone() for name, p in zip(stepper.names, stepper.trained, strict=True)}
 

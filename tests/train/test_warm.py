@@ -24,6 +24,8 @@ from train.protocol import FieldSpec
 from train.trainer import fit
 from train.warm import require_vocabulary, start_from
 
+TABLE_FIRST = ADREC.model_copy(update={"pretrain": "table", "positions": False})
+"""As published: a stage with an encoder of its own."""
 TINY = SASRecConfig(width=4, blocks=1, heads=1, max_length=3)
 RANKER = DNNConfig(embedding_width=2, hidden=(4,))
 WRAPPED = AsymDiffRecConfig(base=RANKER, hidden=4)
@@ -99,8 +101,8 @@ class TestWhatIsTakenOver:
         assert same(old, now)
 
     def test_what_only_the_champion_has_is_left_out(self, tmp_path):
-        old = champion(tmp_path / "m", ADREC, 10)
-        _, now = started(tmp_path / "m", without_pretraining(ADREC), 10)
+        old = champion(tmp_path / "m", TABLE_FIRST, 10)
+        _, now = started(tmp_path / "m", without_pretraining(TABLE_FIRST), 10)
         assert {name.partition(".")[0] for name in old.keys() - now.keys()} == {"pretrain_encoder"}
         assert all(torch.equal(now[name], old[name]) for name in old.keys() & now.keys())
 
@@ -108,7 +110,8 @@ class TestWhatIsTakenOver:
         ("had", "changes"),
         [
             (TINY, {"dropout": 0.5, "embedding_dropout": 0.0, "negatives": 3}),
-            (ADREC, {"pretrain_share": 0.5, "align_share": 0.0, "mse_weight": 2.0, "max_length": 9}),
+            (TABLE_FIRST, {"pretrain_share": 0.5, "align_share": 0.0, "mse_weight": 2.0, "max_length": 9}),
+            (ADREC, {"combine": "project", "sampler": "ddim", "align": "shrinking", "denoiser_start": "random"}),
             (
                 WRAPPED,
                 {
@@ -131,7 +134,11 @@ class TestRefusals:
         ("had", "wanted", "message"),
         [
             (TINY, ADREC, "the champion is a sasrec model, this one is adrec; set training.start: fresh, or"),
-            (without_pretraining(ADREC), ADREC, r"has no tensor pretrain_encoder\.norm\.weight; set training.start"),
+            (
+                without_pretraining(TABLE_FIRST),
+                TABLE_FIRST,
+                r"has no tensor pretrain_encoder\.norm\.weight; set training.start",
+            ),
             (TINY, TINY.model_copy(update={"max_length": 6}), r"tensor places.weight is \(3, 4\) .* and \(6, 4\) here"),
         ],
         ids=["architecture", "missing", "places are no vocabulary"],
@@ -154,6 +161,12 @@ class TestRefusals:
             (ADREC, {"schedule": "cosine"}, "config.schedule is 'trunc_lin' in the champion and 'cosine' here"),
             (ADREC, {"steps": 8}, "config.steps is 4 in the champion and 8 here"),
             (ADREC, {"noise_scale": 0.1}, "config.noise_scale is 0.001 in the champion and 0.1 here"),
+            (
+                ADREC,
+                {"noise_scaling": "normalised"},
+                "config.noise_scaling is 'fixed' in the champion and 'normalised'",
+            ),
+            (ADREC, {"denoiser": "mlp"}, "config.denoiser is 'attention' in the champion and 'mlp' here"),
             (ADREC, {"seen_padding": True}, "config.seen_padding is False in the champion and True here"),
             (
                 WRAPPED,

@@ -139,12 +139,14 @@ class ADRec(ItemModel):
         their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
         starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
-        width = self.config.width
-        noise_BD = draw_noise(self.items.weight.new_empty(len(batch.items_BL), width), generator)
         batch = batch.latest(self.config.max_length)
+        # One lookup: ranks that share a table have to make as many of them.
+        shown_BLD = self.items(batch.items_BL)
         # What sees padding has to be given all of it.
         parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length(_USERS_AT_ONCE)
-        readers = [(places, _Reader(self, part)) for places, part in parts]
+        readers = [
+            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :])) for places, part in parts
+        ]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             x0_hat_BD = torch.empty_like(x_t_BD)
@@ -153,7 +155,8 @@ class ADRec(ItemModel):
             return x0_hat_BD
 
         deterministic = self.config.sampler == "ddim"
-        return self.diffusion.sample(denoise, noise_BD, steps, generator, deterministic)[:, None]
+        start_BD = draw_noise(shown_BLD[:, -1], generator)
+        return self.diffusion.sample(denoise, start_BD, steps, generator, deterministic)[:, None]
 
     def stages(self) -> list[Stage]:
         """pretrain (table and its own encoder), align (table frozen), finetune (papers.md 2.4).
@@ -219,9 +222,9 @@ class ADRec(ItemModel):
 class _Reader:
     """The denoiser at the last token of some users, everything before it read once."""
 
-    def __init__(self, model: ADRec, batch: SequenceBatch) -> None:
+    def __init__(self, model: ADRec, batch: SequenceBatch, shown_BLD: Tensor) -> None:
         self.model = model
-        visible, shown_BLD = model._visible(batch), model.items(batch.items_BL)
+        visible = model._visible(batch)
         c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
         # As in training, a padded position has no target, even where the first event follows it.
         known_BCD = shown_BLD[:, 1:] * visible.real_BL[:, :-1, None]

@@ -28,7 +28,7 @@ class SASRec(ItemModel):
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        return self.next_item_loss(self._encode(batch), batch, generator)
+        return self.next_item_loss(self._encode(batch, self.items(batch.items_BL)), batch, generator)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """The same under another encoder, without positions, which leaves the table alone behind."""
@@ -50,14 +50,15 @@ class SASRec(ItemModel):
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: the summary at the latest event. Put the model in eval mode first."""
         batch = batch.latest(self.config.max_length)
-        u_BD = self.items.weight.new_empty(len(batch.items_BL), self.config.width)
+        # One lookup: ranks that share a table have to make as many of them.
+        x_BLD = self.items(batch.items_BL)
+        u_BD = x_BLD.new_empty(len(x_BLD), self.config.width)
         for places, part in batch.by_length():
-            u_BD[places] = self._encode(part)[:, -1]
+            u_BD[places] = self._encode(part, x_BLD[places, -part.items_BL.shape[1] :])[:, -1]
         return u_BD[:, None]
 
-    def _encode(self, batch: SequenceBatch) -> Tensor:
-        """c_BLD."""
-        x_BLD = self.items(batch.items_BL)
+    def _encode(self, batch: SequenceBatch, x_BLD: Tensor) -> Tensor:
+        """c_BLD of item vectors."""
         if self.places is not None:
             x_BLD = x_BLD + self.places(batch.place_BL)
         return self.encoder(x_BLD, Visible.of(batch.items_BL, batch.place_BL))
