@@ -45,45 +45,37 @@ VALID_METRIC = "ndcg_at_20"
 """What the loop selects by: NDCG@20 on the validation items, with the history removed."""
 
 
-class Budget(Settings):
-    """How long to train, as a rule: what of `training` follows from the size of the split, where it is not given."""
+class Fit(Settings):
+    """What of `training` follows from the size of the split, where it is not given."""
 
-    batch_events: int = Field(4096, ge=1)
-    """Events of a batch, about: training.batch_size = this over the events of an average training row."""
-    steps: int = Field(1000, ge=1)
-    """Optimizer steps of all stages: training.epochs = this over the batches of an epoch."""
-    validations: int = Field(25, ge=1)
-    """About so many: training.validate_every = training.epochs over this."""
+    batch_events: int = Field(ge=1)
+    """Events to predict in a batch, about: training.batch_size = this over those of an average training row."""
 
     def fitted(self, training: TrainingSettings, rows: int, events: int) -> TrainingSettings:
-        """`training` for so many training rows with so many events to predict; what it says itself stays.
+        """`training` for so many training rows with so many events to predict.
 
-        >>> Budget(batch_events=100, steps=50).fitted(TrainingSettings(seed=1), rows=40, events=400).batch_size
+        >>> Fit(batch_events=100).fitted(TrainingSettings(seed=1), rows=40, events=400).batch_size
         10
         """
+        if "batch_size" in training.model_fields_set:
+            return training
         batch_size = max(training.max_workers, min(rows, round(self.batch_events * rows / max(1, events))))
-        given = training.model_fields_set
-        batch_size = training.batch_size if "batch_size" in given else batch_size
-        epochs = training.epochs if "epochs" in given else max(1, round(self.steps / math.ceil(rows / batch_size)))
-        rule = {"batch_size": batch_size, "epochs": epochs, "validate_every": max(1, epochs // self.validations)}
-        return TrainingSettings(**{**rule, **training.model_dump(include=given)})
+        return training.model_copy(update={"batch_size": batch_size})
 
 
 class ReplicatedModel(SequenceModelRun):
     """A section of recipes/replicate.yaml: one model, how it is trained, and how it is scored."""
 
     evaluation: RetrievalSettings = RetrievalSettings()
-    budget: Budget | None = None
+    fit: Fit | None = None
     """Null: `training` as it stands."""
 
     def for_split(self, split: PublishedSplit) -> ReplicatedModel:
-        """With the training that the budget comes to on this split. Raises ConfigError where it does not fit the
-        model."""
-        if self.budget is None:
+        """With the training that `fit` comes to on this split."""
+        if self.fit is None:
             return self
         rows, events = split.training_size(getattr(self.config, "max_length", None))
-        training = self.budget.fitted(self.training, rows, events)
-        return parse({**dict(self), "training": training}, ReplicatedModel, where=SETTINGS.name)
+        return self.model_copy(update={"training": self.fit.fitted(self.training, rows, events)})
 
     @model_validator(mode="after")
     def _one_fresh_run(self) -> ReplicatedModel:

@@ -16,10 +16,11 @@ import pytest
 
 from infra.cluster import RaySettings, cluster
 from infra.errors import ConfigError, UsageError
+from infra.lake import Lake
 from pipelines import published_split
 from pipelines import replicate as steering
 from pipelines.progress import Progress
-from pipelines.replicate import Budget, Replication, replicate, settings_of
+from pipelines.replicate import Fit, Replication, replicate, settings_of
 from tests.conftest import REAL_DATA
 from tests.pipelines.commands import logs2rec
 from tests.pipelines.test_published_split import written
@@ -215,25 +216,26 @@ def test_popularity_on_the_published_split_of_adrec() -> None:
         assert 100 * summary[name]["ndcg_at_20"] == pytest.approx(ndcg, abs=0.02)
 
 
-def test_a_budget_follows_the_size_of_the_split() -> None:
-    """By hand: 1,000 rows of 5 events; 500 events are 100 rows, 10 batches an epoch, 40 epochs for 400 steps."""
-    training = Budget(batch_events=500, steps=400, validations=10).fitted(TrainingSettings(seed=3), 1000, 5000)
-    assert (training.batch_size, training.epochs, training.validate_every, training.seed) == (100, 40, 4, 3)
+def test_the_batch_size_follows_the_size_of_the_split() -> None:
+    """By hand: 1,000 rows of 5 events each; 500 events are 100 rows."""
+    training = Fit(batch_events=500).fitted(TrainingSettings(seed=3, epochs=7), 1000, 5000)
+    assert (training.batch_size, training.epochs, training.seed) == (100, 7, 3)
 
 
 def test_what_training_says_itself_stays() -> None:
-    given = TrainingSettings(epochs=7, batch_size=50)
-    training = Budget(batch_events=500, steps=400, validations=10).fitted(given, 1000, 5000)
-    assert (training.batch_size, training.epochs, training.validate_every) == (50, 7, 1)
+    assert Fit(batch_events=500).fitted(TrainingSettings(batch_size=50), 1000, 5000).batch_size == 50
 
 
 def test_a_small_split_is_one_batch_that_every_worker_has_a_row_of() -> None:
-    training = Budget(batch_events=1, steps=3).fitted(TrainingSettings(workers=2), 9, 30)
-    assert (training.batch_size, training.epochs) == (2, 1)
-    assert Budget(batch_events=10**6, steps=3).fitted(TrainingSettings(), 9, 30).batch_size == 9
+    assert Fit(batch_events=1).fitted(TrainingSettings(workers=2), 9, 30).batch_size == 2
+    assert Fit(batch_events=10**6).fitted(TrainingSettings(), 9, 30).batch_size == 9
 
 
-def test_a_budget_that_leaves_no_epoch_for_a_stage_is_refused(data: Path) -> None:
-    settings = settings_of("adrec", ["budget.steps=1"])
-    with pytest.raises(ConfigError, match="3 stages"):
-        settings.for_split(published_split.read(data))
+def test_the_rows_that_are_fitted_are_those_that_are_written(data: Path, tmp_path: Path) -> None:
+    split = published_split.read(data)
+    for length in (None, 3):
+        lake = Lake(tmp_path / str(length))
+        version = published_split.write(lake, split, length)
+        rows = lake.read("sequences", version, {"as_of": published_split.AS_OF, "split": "train"}, ["items"])
+        lengths = [len(items) for items in rows["items"].to_pylist()]
+        assert split.training_size(length) == (len(lengths), sum(lengths) - len(lengths))

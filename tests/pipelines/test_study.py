@@ -328,6 +328,7 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_one_training_evaluated_in_two_ways(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {
