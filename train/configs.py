@@ -60,14 +60,6 @@ class SoftmaxShape(HistoryShape):
     then no longer grow with the catalogue (with `training.sharded`: at all)."""
 
 
-class NextItemShape(SoftmaxShape):
-    """Shape shared by the models that are trained on the next item at every position."""
-
-    history_weight: float = Field(0.0, ge=0)
-    """Weight of a second cross-entropy, of the target among itself and the items that its user has taken before: for
-    logs in which hardly anybody takes an item twice (train/item_table.py)."""
-
-
 class BlockShape(HistoryShape):
     """Shape shared by the models with Transformer blocks."""
 
@@ -89,7 +81,7 @@ class TransformerShape(BlockShape, SoftmaxShape):
     """Shape shared by the Transformer models with a softmax."""
 
 
-class GRU4RecConfig(NextItemShape):
+class GRU4RecConfig(SoftmaxShape):
     """GRU4Rec (Hidasi et al., 2016) with cross-entropy at every position."""
 
     kind: ClassVar[str] = "sequence"
@@ -102,7 +94,7 @@ class GRU4RecConfig(NextItemShape):
     """On the output of every recurrent layer."""
 
 
-class SASRecConfig(TransformerShape, NextItemShape):
+class SASRecConfig(TransformerShape):
     """SASRec with cross-entropy at every position."""
 
     kind: ClassVar[str] = "sequence"
@@ -119,7 +111,7 @@ class SASRecConfig(TransformerShape, NextItemShape):
         return 1 + (self.pretrain_share > 0)
 
 
-class ADRecConfig(TransformerShape, NextItemShape):
+class ADRecConfig(TransformerShape):
     """ADRec (arXiv 2505.19544); the defaults are the published code's where it has one (papers.md 2)."""
 
     kind: ClassVar[str] = "sequence"

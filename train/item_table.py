@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from infra.errors import TrainingError
-from infra.tables import FIRST_INDEX
 from train.configs import SoftmaxShape
-from train.layers import attention_mask, item_embedding
+from train.layers import item_embedding
 from train.losses import catalogue_cross_entropy_sum
 from train.protocol import LossParts, SequenceBatch, Term
 from train.rowwise_adagrad import RowWiseAdagrad
@@ -39,7 +37,6 @@ class ItemModel(nn.Module):
         """`items`: the table to use; None = a fresh one of `catalogue` rows."""
         super().__init__()
         self.negatives = shape.negatives
-        self.history_weight: float = getattr(shape, "history_weight", 0.0)
         self.items = item_embedding(catalogue, shape.width) if items is None else items
 
     def item_table(self) -> Tensor:
@@ -58,36 +55,10 @@ class ItemModel(nn.Module):
         k = self.negatives
         return table_sampled_cross_entropy_sum(x_BLD, self.items, targets_BL, self.proposal, k, generator)[0]
 
-    def next_item_loss(
-        self, c_BLD: Tensor, shown_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator
-    ) -> LossParts:
-        """Cross-entropy of the next item under c, mean over the batch's known targets, and what `history_weight` adds;
-        `shown_BLD` are the vectors of the batch's items."""
+    def next_item_loss(self, c_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Cross-entropy of the next item under c, mean over the batch's known targets."""
         ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
-        return LossParts({"ce": Term(ce, "targets"), **self.history_terms(c_BLD, shown_BLD, batch)}, batch.counts)
-
-    def history_terms(
-        self, x_BLD: Tensor, shown_BLD: Tensor, batch: SequenceBatch, weight: float = 1.0
-    ) -> dict[str, Term]:
-        """With `history_weight`, cross-entropy of the target among itself and what its user has taken before,
-
-            log(1 + sum over h of exp(x · e_h − x · e_target)), h over the position's item and earlier ones,
-
-        mean over targets: who never takes an item twice learns to leave it. Earlier items of the chunk only, and of
-        those that were to be predicted themselves, or stand first: a context event may well be what comes next.
-        """
-        if not self.history_weight:
-            return {}
-        place_BL, items_BL = batch.place_BL, batch.items_BL
-        was_target_BL = (F.pad(batch.targets_BL, (1, 0))[:, :-1] == items_BL) | (place_BL == 0)
-        taken_BL = was_target_BL & (items_BL >= FIRST_INDEX)
-        mask_BLL = attention_mask(place_BL)[:, 0] & taken_BL[:, None]
-        scores_BLL = (x_BLD @ shown_BLD.mT).float().masked_fill(~mask_BLL, -torch.inf)
-        own_BL = (x_BLD * self.items(batch.targets_BL)).sum(dim=-1).float()
-        # The target itself keeps the sum finite where nothing was taken before.
-        sum_BL = torch.cat([scores_BLL, own_BL[..., None]], dim=-1).logsumexp(dim=-1)
-        loss_BL = (sum_BL - own_BL).masked_fill(batch.targets_BL < FIRST_INDEX, 0)
-        return {"history": Term(loss_BL.sum(), "targets", weight * self.history_weight)}
+        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
 
 def counted(predicted: Iterable[NDArray[Any]], catalogue: int) -> Tensor:

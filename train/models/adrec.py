@@ -100,7 +100,6 @@ class ADRec(ItemModel):
         if self.config.ce_weight:
             ce = self.cross_entropy_sum(x0_hat_BLD, batch.targets_BL, generator)
             terms["ce"] = Term(ce, "targets", 0.5 * self.config.ce_weight)
-            terms |= self.history_terms(x0_hat_BLD, shown_BLD, batch, 0.5 * self.config.ce_weight)
         if self.config.mse_weight:
             error_BL = (x0_hat_BLD - target_BLD).square().mean(dim=-1)
             mse = (error_BL * _share_of_sequence(batch)).sum()
@@ -112,10 +111,8 @@ class ADRec(ItemModel):
         encoder without positions that is then left behind."""
         visible, shown_BLD = self._visible(batch), self.items(batch.items_BL)
         if self.pretrain_encoder is None:
-            c_BLD = self.cam(self._placed(shown_BLD, batch), visible)
-        else:
-            c_BLD = self.pretrain_encoder(shown_BLD, visible)
-        return self.next_item_loss(c_BLD, shown_BLD, batch, generator)
+            return self.next_item_loss(self.cam(self._placed(shown_BLD, batch), visible), batch, generator)
+        return self.next_item_loss(self.pretrain_encoder(shown_BLD, visible), batch, generator)
 
     def align_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Stage 2: the loss, or its MSE alone."""

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from infra.tables import PADDING
 from train.configs import GRU4RecConfig
 from train.item_table import ItemModel, ItemTable
-from train.protocol import LossParts, SequenceBatch
+from train.protocol import LossParts, SequenceBatch, Term
 
 
 class GRU4Rec(ItemModel):
@@ -33,18 +33,17 @@ class GRU4Rec(ItemModel):
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        shown_BLD = self.items(batch.items_BL)
-        return self.next_item_loss(self._encode(batch, shown_BLD), shown_BLD, batch, generator)
+        ce = self.cross_entropy_sum(self._encode(batch), batch.targets_BL, generator)
+        return LossParts({"ce": Term(ce, "targets")}, batch.counts)
 
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: the state after the latest event, of an empty history 0. Put the model in eval mode first."""
-        batch = batch.latest(self.config.max_length)
-        return self._encode(batch, self.items(batch.items_BL))[:, -1:]
+        return self._encode(batch.latest(self.config.max_length))[:, -1:]
 
-    def _encode(self, batch: SequenceBatch, shown_BLD: Tensor) -> Tensor:
+    def _encode(self, batch: SequenceBatch) -> Tensor:
         """c_BLD: what the sequence's state is after each event; the initial state, 0, at padding."""
-        x_BLD = self.embedding_dropout(shown_BLD)
+        x_BLD = self.embedding_dropout(self.items(batch.items_BL))
         h_BLH = x_BLD.new_zeros(*batch.items_BL.shape, self.config.hidden)
         order_T, sizes = by_place(batch)
         if len(order_T):

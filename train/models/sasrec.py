@@ -28,14 +28,13 @@ class SASRec(ItemModel):
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item, mean over the batch's known targets."""
-        x_BLD = self.items(batch.items_BL)
-        return self.next_item_loss(self._encode(batch, x_BLD), x_BLD, batch, generator)
+        return self.next_item_loss(self._encode(batch, self.items(batch.items_BL)), batch, generator)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """The same under another encoder, without positions, which leaves the table alone behind."""
         assert self.pretrain_encoder is not None
-        x_BLD, visible = self.items(batch.items_BL), Visible.of(batch.items_BL, batch.place_BL)
-        return self.next_item_loss(self.pretrain_encoder(x_BLD, visible), x_BLD, batch, generator)
+        visible = Visible.of(batch.items_BL, batch.place_BL)
+        return self.next_item_loss(self.pretrain_encoder(self.items(batch.items_BL), visible), batch, generator)
 
     def stages(self) -> list[Stage]:
         """One, or with `pretrain_share` the table first."""

@@ -28,7 +28,7 @@ class GRU4RecTests(TrainedSequenceModelContract):
     def test_each_sequence_is_run_alone(self):
         """Against torch's GRU on one sequence at a time."""
         model = self.fresh()
-        c = model._encode(PACKED, model.items(PACKED.items_BL))
+        c = model._encode(PACKED)
         for row, places in ((0, range(3)), (0, range(3, 9)), (1, range(1))):
             alone, _ = model.gru(model.items(PACKED.items_BL[row, places])[:, None])
             torch.testing.assert_close(c[row, places], model.out(alone[:, 0]), rtol=1e-5, atol=1e-6)
@@ -40,10 +40,7 @@ class GRU4RecTests(TrainedSequenceModelContract):
 
     def test_nothing_but_padding(self):
         model = self.fresh()
-        empty = histories([])
-        assert torch.equal(
-            model._encode(empty, model.items(empty.items_BL))[0, -1], model.out(torch.zeros(self.hidden))
-        )
+        assert torch.equal(model._encode(histories([]))[0, -1], model.out(torch.zeros(self.hidden)))
 
     def test_the_order_of_the_history_matters(self):
         u = self.vectors(self.fresh(), histories([2, 3, 4, 5], [3, 2, 4, 5]))
