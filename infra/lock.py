@@ -9,7 +9,7 @@ import fcntl
 import os
 from pathlib import Path
 
-from infra.errors import WorkspaceBusy
+from infra.errors import UsageError, WorkspaceBusy
 
 
 class WorkspaceLock:
@@ -23,8 +23,11 @@ class WorkspaceLock:
         """Take the lock; False if this object had it already. WorkspaceBusy names the owner of a taken one."""
         if self._handle is not None:
             return False
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UsageError(f"{self.path.parent}: cannot be a workspace ({error.strerror}); choose another") from None
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

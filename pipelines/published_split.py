@@ -92,6 +92,8 @@ def read(folder: Path) -> PublishedSplit:
         reader.users, *reader.lists(table["train"], "train"), reader.targets(table["val"], "val"),
         reader.targets(table["test"], "test"), digest,
     )  # fmt: skip
+    if split.lengths_U.max() < 2:
+        raise DataRefused(f"{path}: no user has two training items, so there is nothing to learn")
     used = len(np.unique(np.concatenate([split.train_T, split.valid_U, split.test_U])))
     if split.items > _SPARSE * used:
         raise DataRefused(
@@ -192,8 +194,6 @@ def write(lake: Lake, split: PublishedSplit, length: int | None) -> int:
     pieces = _pieces(split)
     seen = cutting.marked(pieces.trained())
     parts = {"train": cutting.train_table(pieces, length or max(1, int(split.lengths_U.max())))}
-    if not parts["train"].num_rows:
-        raise DataRefused(f"{FILE}: no user has two training items, so there is nothing to learn")
     for name, held in pieces.held_out.items():
         rows = cutting.held_table(pieces, held, cutting.known(held.target, seen))
         place = rows.schema.get_field_index("target_ts")

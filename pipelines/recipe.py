@@ -93,11 +93,6 @@ class SequenceModelRun(_ModelRun):
             raise ValueError(
                 f"training.epochs {self.training.epochs} is less than the model's {stages} stages; raise it"
             )
-        own = getattr(self.config, "steps", None)
-        if own is not None and (self.training.validation_steps or 0) > own:
-            raise ValueError(
-                f"training.validation_steps {self.training.validation_steps} exceeds the model's {own} steps"
-            )
         if self.config.counted and self.training.start == "champion":
             raise ValueError(f"training.start: {self.config.model} is counted and continues nothing; leave it at fresh")
         return self

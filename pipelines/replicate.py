@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from evaluate.settings import RetrievalSettings
@@ -59,8 +60,9 @@ class Fit(Settings):
         """
         if "batch_size" in training.model_fields_set:
             return training
-        batch_size = max(training.max_workers, min(rows, round(self.batch_events * rows / max(1, events))))
-        return training.model_copy(update={"batch_size": batch_size})
+        workers = training.workers if rows >= training.max_workers else rows
+        batch_size = max(min(rows, training.max_workers), min(rows, round(self.batch_events * rows / max(1, events))))
+        return training.model_copy(update={"batch_size": batch_size, "workers": workers})
 
 
 class ReplicatedModel(SequenceModelRun):
@@ -281,7 +283,9 @@ def show(summary: Mapping[str, Any]) -> None:
     """Print the table, and what it cost."""
     console = Console(highlight=False, soft_wrap=True)
     title = "{model} on {data}: {users:,} users, {items:,} items, seed {seed}".format(**summary)
-    table = Table("metric", *(name.replace("_", " ") for name in CANDIDATE_SETS), title=title, title_justify="left")
+    table = Table(
+        "metric", *(name.replace("_", " ") for name in CANDIDATE_SETS), title=escape(title), title_justify="left"
+    )
     for metric in summary[CANDIDATE_SETS[0]]:
         values = [summary[name][metric] for name in CANDIDATE_SETS]
         table.add_row(metric, *("-" if value is None else f"{value:.4f}" for value in values))

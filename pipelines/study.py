@@ -20,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Printed
 
 from evaluate.publish.report import write_text
@@ -147,11 +148,11 @@ def show(outcome: Outcome) -> None:
     console = Console(highlight=False, soft_wrap=True)
     heads = [column_name(column).replace(", ", "\n") for column in COLUMNS]
     for table in outcome.study["tables"]:
-        printed = Printed("model", "seeds", *heads, title=table["title"], title_justify="left")
+        printed = Printed("model", "seeds", *heads, title=escape(table["title"]), title_justify="left")
         for row in table["rows"]:
             values = [row["figures"][column] for column in COLUMNS]
             shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
-            printed.add_row(row["name"], f"{row['seeds']} of {table['seeds']}", *shown)
+            printed.add_row(escape(row["name"]), f"{row['seeds']} of {table['seeds']}", *shown)
         console.print(printed)
     console.print(
         f"{len(outcome.measured)} cells measured, {len(outcome.skipped)} were there, {len(outcome.busy)} left to "

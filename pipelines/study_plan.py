@@ -21,6 +21,7 @@ from pipelines.replicate import ReplicatedModel
 from train.settings import OPERATIONAL
 
 Name = Annotated[str, Field(min_length=1)]
+_CUTOFF = 20
 _SEEDS = ("training.seed", "evaluation.seed")
 
 
@@ -185,7 +186,10 @@ def _rows(
             section = deepcopy(sections[planned.model])
             for key, value in {**planned.set, **values, **dict.fromkeys(_SEEDS, seed)}.items():
                 assign(section, key, value, where)
-            cells.append(Cell(data, digests[data], parse(section, ReplicatedModel, where)))
+            settings = parse(section, ReplicatedModel, where)
+            if _CUTOFF not in settings.evaluation.ks:
+                raise ConfigError(f"{where}: evaluation.ks has to hold {_CUTOFF}, which the tables show")
+            cells.append(Cell(data, digests[data], settings))
         against = tuple(planned.inference) if not name else ()
         chosen = (planned.compare_to,) if planned.compare_to and not name else ()
         yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

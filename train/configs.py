@@ -137,7 +137,7 @@ class ADRecConfig(TransformerShape):
     """lambda as it stands; or trained, beginning there; or as it stands with targets brought to length sqrt(D) first,
     which is that of the history's encoding and of the noise."""
     self_conditioning: bool = False
-    """The denoiser also sees its own last answer (Chen et al., 2022); in training in every second step."""
+    """The denoiser also sees its own last answer (Chen et al., 2022); in training of every second token."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance: x0_hat = without history + guidance * (with - without); 1 is none."""
     guidance_drop: float = Field(0.3, ge=0, lt=1)

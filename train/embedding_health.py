@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX
-from train.item_table import ItemModel
 from train.ranks import sum_over_ranks
 from train.sharded import ShardedTable
 
@@ -146,9 +145,9 @@ def health_metrics(model: Any) -> dict[str, float]:
 
     Of a sharded table they are those of all ranks' rows, and every rank calls this.
     """
-    if not isinstance(model, ItemModel):
+    table = getattr(model, "items", None)
+    if not isinstance(table, nn.Embedding | ShardedTable):
         return {}
-    table = model.items
     if isinstance(table, ShardedTable):
         first = -((table.rank - FIRST_INDEX) // table.world)  # row s of a shard is item s W + r
         figures = Moments.of(table.weight[first:]).over_ranks().figures()

@@ -124,15 +124,14 @@ class CausalSelfAttention(nn.Module):
 
     def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
         """y_BD of one more token after those kept, which writes its own key and value into the free place."""
-        B, H = len(x_BD), self.heads
-        kept.k_BHLA[:, :, -1] = self.key(x_BD).view(B, H, -1)
-        kept.v_BHLA[:, :, -1] = self.value(x_BD).view(B, H, -1)
-        q_BH1A = self.query(x_BD).view(B, H, 1, -1) * kept.k_BHLA.shape[-1] ** -0.5
+        kept.k_BHLA[:, :, -1] = self.key(x_BD).unflatten(1, (self.heads, -1))
+        kept.v_BHLA[:, :, -1] = self.value(x_BD).unflatten(1, (self.heads, -1))
+        q_BH1A = self.query(x_BD).unflatten(1, (self.heads, 1, -1)) * kept.k_BHLA.shape[-1] ** -0.5
         # On a CPU two small products are faster than a fused kernel made for many queries.
         weight_BH1L = q_BH1A @ kept.k_BHLA.mT
         if kept.bias_B11L is not None:
             weight_BH1L = weight_BH1L + kept.bias_B11L
-        return self.out((weight_BH1L.softmax(dim=-1) @ kept.v_BHLA).view(B, -1))
+        return self.out((weight_BH1L.softmax(dim=-1) @ kept.v_BHLA).flatten(1))
 
     def _attend(self, x_BLD: Tensor, k_BHLA: Tensor, v_BHLA: Tensor, visible: Visible) -> Tensor:
         q_BLD = self.query(x_BLD)

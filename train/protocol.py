@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from infra.tables import FIRST_INDEX, PADDING, Kind
 from train.ragged import Ragged
@@ -96,6 +97,12 @@ class SequenceBatch:
         """
         items_BL = self.items_BL if self.items_BL.shape[1] else self.items_BL.new_zeros(len(self.items_BL), 1)
         return SequenceBatch.left_padded(items_BL[:, -length:])
+
+    def widened(self, length: int) -> SequenceBatch:
+        """Left-padded rows with padding in front up to `length` columns."""
+        missing = max(0, length - self.items_BL.shape[1])
+        targets_BL = F.pad(self.targets_BL, (missing, 0)) if self.targets_BL.shape[1] else self.targets_BL
+        return SequenceBatch.left_padded(F.pad(self.items_BL, (missing, 0)), targets_BL)
 
     def by_length(self, rows: int = 64) -> Iterator[tuple[Tensor, SequenceBatch]]:
         """Left-padded histories of similar length, up to `rows` at once, as (their places in this batch, the batch
@@ -193,7 +200,8 @@ class Stage:
 
     `share` of the run's epochs; `frozen`: prefixes of parameter names that do not move at all (no
     gradient, no weight decay, no optimizer state). `loss` takes (batch, generator). `project`: its terms'
-    gradients are not added up as they are, but without what is against each other (train.projection).
+    gradients are not added up as they are, but without what is against each other (train.projection). `forgets`:
+    prefixes of parameters that the optimizer knows nothing of from the stage before.
     """
 
     name: str
@@ -201,6 +209,7 @@ class Stage:
     loss: Callable[..., LossParts]
     frozen: tuple[str, ...] = ()
     project: bool = False
+    forgets: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -136,10 +136,12 @@ class SequenceData:
         return SequenceBatch(*(_laid_out(column_T, gap_G, packing.width) for column_T in (items_T, next_T, place_T)))
 
     def _left_padded(self, rows_B: Ints) -> SequenceBatch:
+        """For models that see padding: always as much of it, whoever else is in the batch."""
         longest = None if self.max_length is None else self.max_length + 1
         items_BL = torch.from_numpy(self.items.left_padded(rows_B, longest))[:, :-1].contiguous()
         next_BL = torch.from_numpy(self.next_items.left_padded(rows_B, longest))[:, 1:]
-        return SequenceBatch.left_padded(items_BL, next_BL * ((items_BL != 0) & (next_BL >= FIRST_INDEX)))
+        batch = SequenceBatch.left_padded(items_BL, next_BL * ((items_BL != 0) & (next_BL >= FIRST_INDEX)))
+        return batch if self.max_length is None else batch.widened(self.max_length)
 
     def histories(self, rows_B: Ints) -> Ints:
         """history_BH: what the rows' users have taken so far, left-padded with 0; of context events nothing."""

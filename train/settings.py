@@ -90,8 +90,8 @@ class TrainingSettings(Settings):
     validate_every: int = Field(1, ge=1)
     """Epochs between validations; the last epoch is always validated."""
     validation_steps: int | None = Field(None, ge=0)
-    """Steps of a diffusion model's reverse process at validation, at most its own number; null = all of them, 0 = one
-    pass without noise. Models without a process do not care."""
+    """Steps of a diffusion model's reverse process at validation, all of them where it has fewer or this is null;
+    0 = one pass without noise. Models without a process do not care."""
     patience: int = Field(0, ge=0)
     """Stop after this many validations of the last stage in a row without improvement; 0 = never."""
     keep_checkpoints: int = Field(2, ge=2)

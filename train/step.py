@@ -99,8 +99,8 @@ class Stepper:
         self.optimizer = torch.optim.AdamW(
             self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
-        for parameter in self.trained:
-            if parameter in known:
+        for name, parameter in zip(self.names, self.trained, strict=True):
+            if parameter in known and not name.startswith(stage.forgets or ("-",)):
                 self.optimizer.state[parameter] = known[parameter]
         self.plain: nn.Module = StageLoss(model, stage, settings.precision)
         # Compiled inside DDP's wrapper: a rehearsal compiles all there is, without a word to other ranks.

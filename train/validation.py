@@ -54,12 +54,14 @@ def validate(
     mine = np.arange(rank, len(data), world)
     rows = -(-len(data) // world) if sharded_tables(model) else len(mine)
     generator = torch.Generator().manual_seed(seed_of(settings.seed, _VALIDATION, rank))
+    own_steps = getattr(getattr(model, "config", None), "steps", None)
+    steps = None if settings.validation_steps is None else min(settings.validation_steps, own_steps or 0)
     total = torch.zeros(2, dtype=torch.float64, device=device)
     for start in range(0, rows, size):
         rows_B = mine[start : start + size]
         batch: Any = to_device(data.batch(rows_B), device)  # type: ignore[type-var]
         if isinstance(data, SequenceData):
-            value_B = _ndcg(model, data, rows_B, batch, settings.validation_steps, generator)
+            value_B = _ndcg(model, data, rows_B, batch, steps, generator)
         else:
             value_B = F.binary_cross_entropy_with_logits(model.logits(batch), batch.label_B, reduction="none")
         total += torch.stack([value_B.double().sum(), total.new_tensor(len(value_B))])

@@ -231,6 +231,24 @@ def test_a_small_split_is_one_batch_that_every_worker_has_a_row_of() -> None:
     assert Fit(batch_events=10**6).fitted(TrainingSettings(), 9, 30).batch_size == 9
 
 
+def test_fewer_rows_than_workers_are_fewer_workers() -> None:
+    training = Fit(batch_events=100).fitted(TrainingSettings(workers=2), 1, 3)
+    assert (training.batch_size, training.workers) == (1, 1)
+
+
+def test_a_workspace_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be a workspace"):
+        carried_out("popularity", data, tmp_path / "file")
+
+
+def test_a_name_that_looks_like_markup_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "a[" / "b]"
+    folder.mkdir(parents=True)
+    steering.show(carried_out("popularity", written(folder, **drawn())).summary)
+    assert "a[/b]" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_the_rows_that_are_fitted_are_those_that_are_written(data: Path, tmp_path: Path) -> None:
     split = published_split.read(data)
     for length in (None, 3):

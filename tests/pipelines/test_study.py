@@ -313,6 +313,11 @@ class TestPlans:
         with pytest.raises(DataRefused, match="val"):
             carried_out(planned(tmp_path, written(tmp_path / "split", val=None)), tmp_path / "out")
 
+    def test_the_cutoff_of_the_tables_has_to_be_measured(self, tmp_path: Path, data: Path) -> None:
+        row = {"name": "popularity", "model": "popularity", "set": {"evaluation.ks": [10]}}
+        with pytest.raises(ConfigError, match=r"tables\.0\.rows\.0: evaluation\.ks has to hold 20"):
+            carried_out(planned(tmp_path, data, [row]), tmp_path / "out")
+
     def test_the_shipped_plan(self) -> None:
         plan = study_plan.read(RECIPES / "study.yaml")
         tables = study_plan.resolve(Path("study.yaml"), plan, dict.fromkeys(plan.data, "0"))

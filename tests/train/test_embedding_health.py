@@ -13,9 +13,10 @@ from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX
 from tests.train.sharded_ranks import on_ranks
 from train import embedding_health as health
-from train.configs import PopularityConfig, SASRecConfig
+from train.configs import DreamRecConfig, PopularityConfig, SASRecConfig
 from train.embedding_health import KEPT, Moments, embedding_health, figures_at, health_metrics, with_validation
 from train.item_table import ItemModel
+from train.models.dreamrec import DreamRec
 from train.models.popularity import PopularityModel
 from train.sharded import ShardedTable
 
@@ -201,6 +202,9 @@ class TestMetrics:
     def test_names(self):
         names = ["embedding_variance", "embedding_mean_cosine", "embedding_isotropy", "embedding_kl_gaussian"]
         assert list(health_metrics(model_on(None))) == names
+
+    def test_a_table_without_a_softmax(self):
+        assert len(health_metrics(DreamRec(DreamRecConfig(width=4), 10))) == 4
 
     def test_a_model_that_learns_no_table(self):
         assert health_metrics(PopularityModel(PopularityConfig(), 10)) == {}

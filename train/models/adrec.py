@@ -92,9 +92,11 @@ class ADRec(ItemModel):
         x_t_BLD, t_BL = self._noised(self._in_process(target_BLD), batch, generator)
         c_BLD = self._hidden_for_some(self.cam(self._placed(shown_BLD, batch), visible), batch, generator)
         own_BLD = None
-        if self.own_answer is not None and torch.rand((), generator=generator, device=generator.device) < 0.5:
+        if self.own_answer is not None:
+            # Of some tokens: in sampling those before the last have none.
+            told_BL = torch.rand(t_BL.shape, generator=generator, device=generator.device).to(t_BL.device) < 0.5
             with torch.no_grad():
-                own_BLD = self._in_process(self._denoise(c_BLD, x_t_BLD, t_BL, visible))
+                own_BLD = self._in_process(self._denoise(c_BLD, x_t_BLD, t_BL, visible)) * told_BL[..., None]
         x0_hat_BLD = self._denoise(c_BLD, x_t_BLD, t_BL, visible, own_BLD)
         terms = {}
         if self.config.ce_weight:
@@ -140,6 +142,8 @@ class ADRec(ItemModel):
         starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
         batch = batch.latest(self.config.max_length)
+        if self.config.seen_padding:
+            batch = batch.widened(self.config.max_length)
         # One lookup: ranks that share a table have to make as many of them.
         shown_BLD = self.items(batch.items_BL)
         # What sees padding has to be given all of it.
@@ -170,9 +174,11 @@ class ADRec(ItemModel):
         spent = () if self.pretrain_encoder is None else ("pretrain_encoder.",)
         shrinking = self.config.align == "shrinking"
         aligned, left = (self.shrinking_loss, spent) if shrinking else (self.align_loss, ("items.", *spent))
+        both = project and self.config.align_loss == "both"
         stages = [
             Stage("pretrain", pretrain, self.pretrain_loss, frozen=tuple(sorted(others))),
-            Stage("align", align, aligned, left, project and self.config.align_loss == "both"),
+            # The published stages are programs of their own: what Adam knew of the table is gone.
+            Stage("align", align, aligned, left, both, forgets=("items.",) if shrinking else ()),
             Stage("finetune", 1 - pretrain - align, self.loss, spent, project),
         ]
         return [stage for stage in stages if stage.share > 0]

@@ -88,7 +88,8 @@ class DiffuRec(ItemModel):
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             # As many draws however much padding there is: an event's are those of its place from the end.
-            draws = draw_noise(shown_BLD.new_empty(len(x_t_BD), self.config.max_length, width), generator)
+            draws = shown_BLD.new_zeros(len(x_t_BD), self.config.max_length, width)
+            draws = draws if steps == 0 else draw_noise(draws, generator)
             noisy_BD = x_t_BD + self.time(t_B)
             return self.norm(self._denoise(shown_BLD, noisy_BD[:, None], draws[:, -length:], visible)[:, -1])
 

@@ -145,3 +145,10 @@ def test_it_learns_a_cycle(noise_scale, prefixes):
     u = model.user_vectors(histories(*[[item] for item in cycle]), None, seeded(4))
     rank = target_ranks(u, model.item_table().detach(), torch.tensor([*cycle[1:], 2]))
     assert (rank == 1).float().mean() >= 0.9
+
+
+def test_no_steps_are_one_pass_without_noise():
+    model = diffurec(noise_scale=0.5)
+    batch = histories([4, 5, 6], [7, 8])
+    assert torch.equal(model.user_vectors(batch, 0, seeded(1)), model.user_vectors(batch, 0, seeded(2)))
+    assert not torch.equal(model.user_vectors(batch, 1, seeded(1)), model.user_vectors(batch, 1, seeded(2)))
