@@ -21,26 +21,13 @@ from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.time_embedding import TimeEmbedding
 from train.item_table import ItemModel, ItemTable
-from train.layers import LAYER_NORM_EPS, CausalSelfAttention, Visible, initialise
+from train.layers import LAYER_NORM_EPS, Block, Visible, initialise
 from train.prefixes import prefixes_of
 from train.protocol import LossParts, SequenceBatch, Term
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(Block):
     """x <- x + attention(LN(x)), then x <- x + feed_forward(LN(x)); who reads whom is the mask's to say."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.attention = CausalSelfAttention(width, heads, dropout)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(width, 4 * width),
-            nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
-        )
-        self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """x_BLD of the next block."""
@@ -83,15 +70,21 @@ class DiffuRec(ItemModel):
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0, sampled in `steps` (None: T) from N(0, I). Put the model in eval mode first."""
         batch = batch.latest(self.config.max_length)
-        shown_BLD, visible = self._shown(self.items(batch.items_BL)), both_ways(batch.items_BL, batch.place_BL)
-        length, width = shown_BLD.shape[1:]
+        shown_BLD = self._shown(self.items(batch.items_BL))
+        parts = [
+            (places, shown_BLD[places, -part.items_BL.shape[1] :], both_ways(part.items_BL, part.place_BL))
+            for places, part in batch.by_length()
+        ]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             # As many draws however much padding there is: an event's are those of its place from the end.
-            draws = shown_BLD.new_zeros(len(x_t_BD), self.config.max_length, width)
+            draws = shown_BLD.new_zeros(len(x_t_BD), self.config.max_length, self.config.width)
             draws = draws if steps == 0 else draw_noise(draws, generator)
-            noisy_BD = x_t_BD + self.time(t_B)
-            return self.norm(self._denoise(shown_BLD, noisy_BD[:, None], draws[:, -length:], visible)[:, -1])
+            noisy_B1D, x0_hat_BD = (x_t_BD + self.time(t_B))[:, None], torch.empty_like(x_t_BD)
+            for places, part_BLD, visible in parts:
+                part_draws = draws[places, -part_BLD.shape[1] :]
+                x0_hat_BD[places] = self._denoise(part_BLD, noisy_B1D[places], part_draws, visible)[:, -1]
+            return self.norm(x0_hat_BD)
 
         start_BD = draw_noise(shown_BLD[:, -1], generator)
         return self.diffusion.sample(denoise, start_BD, steps, generator)[:, None]
