@@ -23,7 +23,7 @@ class RetrievalSettings(Settings):
     without noise, the row that shows what the process adds. Models without a process ignore it."""
     seed: int = Field(0, ge=0)
     """Of the noise at inference."""
-    batch_size: int = Field(256, ge=1)
+    batch_size: int = Field(512, ge=1)
     """Users scored at once; with a diffusion model the noise a user gets depends on it."""
 
 

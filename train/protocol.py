@@ -104,17 +104,23 @@ class SequenceBatch:
         targets_BL = F.pad(self.targets_BL, (missing, 0)) if self.targets_BL.shape[1] else self.targets_BL
         return SequenceBatch.left_padded(F.pad(self.items_BL, (missing, 0)), targets_BL)
 
-    def by_length(self, rows: int = 64) -> Iterator[tuple[Tensor, SequenceBatch]]:
-        """Left-padded histories of similar length, up to `rows` at once, as (their places in this batch, the batch
-        as wide as its longest): hardly anything of what is computed on them is padding.
+    def by_length(self, events: int = 6400) -> Iterator[tuple[Tensor, SequenceBatch]]:
+        """Left-padded histories of similar length, shortest first, as (their places in this batch, the batch as wide
+        as its longest): as many at once as have up to `events` places, so that little of what is computed on them is
+        padding, and short ones come in large numbers.
 
-        >>> batch = SequenceBatch.left_padded(torch.tensor([[5, 6, 7], [0, 0, 8]]))
-        >>> [(places.tolist(), part.items_BL.tolist()) for places, part in batch.by_length(rows=1)]
-        [([1], [[8]]), ([0], [[5, 6, 7]])]
+        >>> batch = SequenceBatch.left_padded(torch.tensor([[5, 6, 7], [0, 0, 8], [0, 0, 9]]))
+        >>> [(places.tolist(), part.items_BL.tolist()) for places, part in batch.by_length(events=3)]
+        [([1, 2], [[8], [9]]), ([0], [[5, 6, 7]])]
         """
-        length_B = (self.items_BL != PADDING).sum(dim=1)
-        for places in length_B.argsort(stable=True).split(rows) if len(length_B) else ():
-            yield places, self.rows(places).latest(max(1, int(length_B[places[-1]])))
+        length_B = (self.items_BL != PADDING).sum(dim=1).clamp(min=1)
+        order_B = length_B.argsort(stable=True)
+        lengths, start = length_B[order_B].tolist(), 0
+        for end in range(1, len(lengths) + 1):
+            if end == len(lengths) or (end + 1 - start) * lengths[end] > events:
+                places = order_B[start:end]
+                yield places, self.rows(places).latest(lengths[end - 1])
+                start = end
 
     def rows(self, places: Tensor) -> SequenceBatch:
         """Some of the rows."""

@@ -24,8 +24,8 @@ from train.protocol import SequenceBatch
 
 CATALOGUE = 4_733
 """Of adrec-baby, with padding and unknown."""
-USERS = 256
-REPETITIONS = 3
+USERS = 512
+REPETITIONS = 2
 
 
 def dense(users: int) -> SequenceBatch:

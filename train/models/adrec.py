@@ -34,7 +34,6 @@ from train.layers import (
 )
 from train.protocol import LossParts, SequenceBatch, Stage, Term
 
-_USERS_AT_ONCE = 64
 _PUBLISHED_DECAY = 1e-5
 
 
@@ -147,7 +146,7 @@ class ADRec(ItemModel):
         # One lookup: ranks that share a table have to make as many of them.
         shown_BLD = self.items(batch.items_BL)
         # What sees padding has to be given all of it.
-        parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length(_USERS_AT_ONCE)
+        parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length()
         readers = [
             (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :])) for places, part in parts
         ]
