@@ -61,7 +61,7 @@ class Fit(Settings):
         if "batch_size" in training.model_fields_set:
             return training
         workers = training.workers if rows >= training.max_workers else rows
-        batch_size = max(min(rows, training.max_workers), min(rows, round(self.batch_events * rows / max(1, events))))
+        batch_size = min(rows, max(training.max_workers, round(self.batch_events * rows / max(1, events))))
         return training.model_copy(update={"batch_size": batch_size, "workers": workers})
 
 

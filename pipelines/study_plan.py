@@ -21,7 +21,8 @@ from pipelines.replicate import ReplicatedModel
 from train.settings import OPERATIONAL
 
 Name = Annotated[str, Field(min_length=1)]
-_CUTOFF = 20
+CUTOFF = 20
+"""Of the figures that the tables show."""
 _SEEDS = ("training.seed", "evaluation.seed")
 
 
@@ -187,8 +188,8 @@ def _rows(
             for key, value in {**planned.set, **values, **dict.fromkeys(_SEEDS, seed)}.items():
                 assign(section, key, value, where)
             settings = parse(section, ReplicatedModel, where)
-            if _CUTOFF not in settings.evaluation.ks:
-                raise ConfigError(f"{where}: evaluation.ks has to hold {_CUTOFF}, which the tables show")
+            if CUTOFF not in settings.evaluation.ks:
+                raise ConfigError(f"{where}: evaluation.ks has to hold {CUTOFF}, which the tables show")
             cells.append(Cell(data, digests[data], settings))
         against = tuple(planned.inference) if not name else ()
         chosen = (planned.compare_to,) if planned.compare_to and not name else ()

@@ -14,10 +14,10 @@ from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
 from pipelines.published_split import PublishedSplit
 from pipelines.replicate import CANDIDATE_SETS, VALID_METRIC
 from pipelines.study_cells import Cells
-from pipelines.study_plan import Row, StudyPlan, Table
+from pipelines.study_plan import CUTOFF, Row, StudyPlan, Table
 
-METRIC = "ndcg_at_20"
-COLUMNS = tuple(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in ("hr_at_20", METRIC))
+METRIC = f"ndcg_at_{CUTOFF}"
+COLUMNS = tuple(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in (f"hr_at_{CUTOFF}", METRIC))
 
 _PROTOCOL = (
     "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infra.tables import PADDING
-from train.configs import TransformerShape
+from train.configs import BlockShape
 
 LAYER_NORM_EPS = 1e-12
 EMBEDDING_STD = 0.02
@@ -238,7 +238,7 @@ class HistoryEncoder(nn.Module):
         self.transformer = CausalTransformer(width, blocks, heads, dropout)
 
     @classmethod
-    def of(cls, shape: TransformerShape) -> HistoryEncoder:
+    def of(cls, shape: BlockShape) -> HistoryEncoder:
         """The encoder of a model's configuration."""
         return cls(shape.width, shape.blocks, shape.heads, shape.dropout, shape.embedding_dropout)
 

@@ -55,11 +55,16 @@ class LossParts:
 
     def scaled(self, counts: Mapping[str, Tensor]) -> Tensor:
         """This batch's share of the loss of a global batch with these counts."""
-        return torch.stack([*self.shares(counts).values()]).sum()
+        return added(self.shares(counts))
 
     def shares(self, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same, term by term."""
         return {name: t.weight * t.sum / counts[t.over].clamp(min=1) for name, t in self.terms.items()}
+
+
+def added(shares: Mapping[str, Tensor]) -> Tensor:
+    """The loss that its terms' shares come to."""
+    return torch.stack([*shares.values()]).sum()
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,10 @@ class SequenceBatch:
     def sequence_of(self) -> Tensor:
         """(B L,): which sequence each position belongs to, counted through the batch; padding has its own."""
         return (self.place_BL == 0).flatten().cumsum(0) - 1
+
+    def of_sequence(self, values: Tensor) -> Tensor:
+        """(B, L): to each position the value of its sequence, sequence i's being the i-th of `values` (flattened)."""
+        return values.flatten()[self.sequence_of()].view_as(self.items_BL)
 
     def targets_per_sequence(self) -> Tensor:
         """(B L,): targets of sequence i, zeros beyond the last."""

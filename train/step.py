@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from infra.errors import TrainingError
 from train.projection import flat_gradient, project, put_gradient
-from train.protocol import Stage
+from train.protocol import Stage, added
 from train.ranks import sum_over_ranks
 from train.rowwise_adagrad import RowWiseAdagrad, clip_whole_gradient
 from train.settings import TrainingSettings
@@ -142,7 +142,7 @@ class Stepper:
         for number, batch in enumerate(batches):
             with self._no_exchange(number < len(batches) - 1):
                 shares, terms = self.module(batch, counts, generator)
-                share = torch.stack([*shares.values()]).sum()
+                share = added(shares)
                 # DDP takes the mean over ranks, the shares are to be added up.
                 (share * self.world).backward()
             yield share, terms
@@ -157,7 +157,7 @@ class Stepper:
             last = len(shares) - 1
             rows = [flat_gradient(share, self.trained, more=i < last) for i, share in enumerate(shares.values())]
             gradients_MP = gradients_MP + torch.stack(rows)
-            yield torch.stack([*shares.values()]).sum(), terms
+            yield added(shares), terms
         assert isinstance(gradients_MP, Tensor)
         put_gradient(self.trained, project(sum_over_ranks(gradients_MP)))
 
@@ -176,9 +176,8 @@ class Stepper:
     def _counted(self, batch: Any, generator: torch.Generator) -> int:
         def both_passes(module: nn.Module) -> None:
             shares, _ = module(batch, batch.counts, generator)
-            torch.autograd.grad(
-                torch.stack([*shares.values()]).sum(), [*self.trained, *self.shards], allow_unused=True
-            )  # without the hooks of DDP
+            # Without the hooks of DDP.
+            torch.autograd.grad(added(shares), [*self.trained, *self.shards], allow_unused=True)
 
         with FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED) as counter:
             both_passes(self.plain)

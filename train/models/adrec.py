@@ -140,15 +140,15 @@ class ADRec(ItemModel):
         their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
         starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
-        batch = batch.latest(self.config.max_length)
-        if self.config.seen_padding:
+        batch, parts = batch.latest(self.config.max_length), None
+        if self.config.seen_padding:  # it has to be given all of it
             batch = batch.widened(self.config.max_length)
+            parts = [(slice(None), batch)]
         # One lookup: ranks that share a table have to make as many of them.
         shown_BLD = self.items(batch.items_BL)
-        # What sees padding has to be given all of it.
-        parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length()
         readers = [
-            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :])) for places, part in parts
+            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :]))
+            for places, part in parts or batch.by_length()
         ]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class ADRec(ItemModel):
         t_BL = torch.randint(self.diffusion.steps, batch.items_BL.shape, generator=generator, device=generator.device)
         t_BL = t_BL.to(x0_BLD.device)
         if not self.config.independent:
-            t_BL = t_BL.flatten()[batch.sequence_of()].view_as(t_BL)
+            t_BL = batch.of_sequence(t_BL)
         padded_BL = batch.targets_BL == PADDING
         x_t_BLD = self.diffusion.q_sample(x0_BLD, t_BL, draw_noise(x0_BLD, generator))
         return torch.where(padded_BL[..., None], x0_BLD, x_t_BLD), t_BL.masked_fill(padded_BL, 0)
@@ -209,8 +209,7 @@ class ADRec(ItemModel):
         if self.config.guidance == 1:
             return c_BLD
         chance_BL = torch.rand(batch.items_BL.shape, generator=generator, device=generator.device).to(c_BLD.device)
-        shown_BL = chance_BL.flatten()[batch.sequence_of()].view_as(chance_BL) >= self.config.guidance_drop
-        return c_BLD * shown_BL[..., None]
+        return c_BLD * (batch.of_sequence(chance_BL) >= self.config.guidance_drop)[..., None]
 
     def _entering(self, x_t: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
         """What comes in beside c: lambda (x_t + temb(t)), and with self-conditioning the denoiser's own last answer."""
@@ -262,6 +261,5 @@ def _followers(batch: SequenceBatch) -> Tensor:
 
 def _share_of_sequence(batch: SequenceBatch) -> Tensor:
     """share_BL: 1 / targets of the position's sequence where there is a target, else 0."""
-    targets_BL = batch.targets_BL
-    own_BL = batch.targets_per_sequence()[batch.sequence_of()].view_as(targets_BL)
-    return (targets_BL >= FIRST_INDEX) / own_BL.clamp(min=1)
+    own_BL = batch.of_sequence(batch.targets_per_sequence())
+    return (batch.targets_BL >= FIRST_INDEX) / own_BL.clamp(min=1)

@@ -35,9 +35,7 @@ class DreamRec(nn.Module):
         nn.init.normal_(self.items.weight.detach()[PADDING + 1 :])
         self.places = nn.Embedding(config.max_length, config.width)
         self.null = nn.Parameter(torch.randn(config.width))
-        self.encoder = HistoryEncoder(
-            config.width, config.blocks, config.heads, config.dropout, config.embedding_dropout
-        )
+        self.encoder = HistoryEncoder.of(config)
         self.time = TimeEmbedding(config.width, config.steps)
         self.denoiser = nn.Linear(3 * config.width, config.width).apply(initialise)
         self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
@@ -78,7 +76,7 @@ class DreamRec(nn.Module):
     def _dropped(self, c_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
         """c, the null vector in its place throughout a share of the sequences."""
         draw_S = torch.rand(batch.items_BL.numel(), generator=generator, device=generator.device).to(c_BLD.device)
-        null_BL = (draw_S[batch.sequence_of()] < self.config.guidance_drop).view_as(batch.items_BL)
+        null_BL = batch.of_sequence(draw_S) < self.config.guidance_drop
         return torch.where(null_BL[..., None], self.null, c_BLD)
 
     def _noised(self, x0_BLD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from infra.tables import Kind
 from train.protocol import FieldSpec, RankingBatch, RankingModel, SequenceBatch, SequenceModel
 from train.ragged import Ragged
+from train.ranking import target_ranks
 
 CATALOGUE = 14
 
@@ -49,6 +50,23 @@ PACKED = SequenceBatch(
     torch.tensor([[10, 0, 12, 3, 4, 5, 6, 7, 8], [5, 0, 0, 0, 0, 0, 0, 0, 0]]),
     torch.tensor([[0, 1, 2, 0, 1, 2, 3, 4, 5], [0, 0, 0, 0, 0, 0, 0, 0, 0]]),
 )
+
+
+CYCLE = list(range(2, CATALOGUE))
+"""2 -> 3 -> ... -> 13 -> 2."""
+
+
+def cycle_batch() -> SequenceBatch:
+    """Pieces of the cycle, of 2 to 7 events, from every place."""
+    return shifted(*[[CYCLE[(s + i) % 12] for i in range(2 + s % 6)] for s in range(12)])
+
+
+def found_in_cycle(model) -> float:
+    """The share of items after which the next one comes first."""
+    with torch.no_grad():
+        u = model.user_vectors(histories(*[[item] for item in CYCLE]), None, seeded(4))
+        rank = target_ranks(u, model.item_table(), torch.tensor([*CYCLE[1:], 2]))
+    return (rank == 1).float().mean().item()
 
 
 class SequenceModelContract:
