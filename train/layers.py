@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from infra.tables import PADDING
 from train.configs import BlockShape
+from train.dropout import Dropout, attention
 
 LAYER_NORM_EPS = 1e-12
 EMBEDDING_STD = 0.02
@@ -138,14 +139,8 @@ class CausalSelfAttention(nn.Module):
         if visible.mask_B1LL is None:
             # A zero query scores every key 0: the uniform weights of the published pad rows.
             q_BLD = q_BLD * visible.real_BL[..., None]
-        y_BHLA = F.scaled_dot_product_attention(
-            self._split(q_BLD),
-            k_BHLA,
-            v_BHLA,
-            attn_mask=visible.mask_B1LL,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=visible.mask_B1LL is None,
-        )
+        p = self.dropout if self.training else 0.0
+        y_BHLA = attention(self._split(q_BLD), k_BHLA, v_BHLA, visible.mask_B1LL, p)
         return self.out(y_BHLA.transpose(1, 2).flatten(2))
 
     def _split(self, x_BLD: Tensor) -> Tensor:
@@ -161,12 +156,12 @@ class Block(nn.Module):
         self.feed_forward = nn.Sequential(
             nn.Linear(width, 4 * width),
             nn.GELU(approximate="tanh"),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(4 * width, width),
         )
         self.attention_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.feed_forward_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """x_BLD of the next block."""
@@ -233,7 +228,7 @@ class HistoryEncoder(nn.Module):
 
     def __init__(self, width: int, blocks: int, heads: int, dropout: float, embedding_dropout: float) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(embedding_dropout)
+        self.dropout = Dropout(embedding_dropout)
         self.norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
         self.transformer = CausalTransformer(width, blocks, heads, dropout)
 

@@ -20,6 +20,7 @@ from train.configs import DiffuRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.time_embedding import TimeEmbedding
+from train.dropout import Dropout
 from train.item_table import ItemModel, ItemTable
 from train.layers import LAYER_NORM_EPS, Block, Visible, initialise
 from train.prefixes import prefixes_of
@@ -41,13 +42,13 @@ class DiffuRec(ItemModel):
     def __init__(self, config: DiffuRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         self.embedding_norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
         self.blocks = nn.ModuleList(
             PreNormBlock(config.width, config.heads, config.dropout) for _ in range(config.blocks)
         ).apply(initialise)
         self.norm = nn.LayerNorm(config.width, eps=LAYER_NORM_EPS)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.time = TimeEmbedding(config.width, config.steps)
         self.diffusion = GaussianDiffusion(alphas_cumprod(config.schedule, config.steps))
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from train.configs import DNNConfig
+from train.dropout import Dropout
 from train.fields import FieldEncoder
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 
@@ -30,7 +31,7 @@ class DNN(nn.Module):
         widths = (len(fields) * config.embedding_width, *config.hidden)
         layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(config.dropout)]
+            layers += [nn.Linear(before, after), nn.ReLU(), Dropout(config.dropout)]
         self.mlp = nn.Sequential(*layers)
         self.out = nn.Linear(self.width, 1)
 

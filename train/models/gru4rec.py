@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from infra.tables import PADDING
 from train.configs import GRU4RecConfig
+from train.dropout import Dropout
 from train.item_table import ItemModel, ItemTable
 from train.protocol import LossParts, SequenceBatch, Term
 
@@ -24,10 +25,10 @@ class GRU4Rec(ItemModel):
     def __init__(self, config: GRU4RecConfig, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
-        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.embedding_dropout = Dropout(config.embedding_dropout)
         between = config.dropout if config.layers > 1 else 0.0  # torch warns of a dropout between one layer and none
         self.gru = nn.GRU(config.width, config.hidden, config.layers, dropout=between)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         same = config.hidden == config.width
         self.out: nn.Module = nn.Identity() if same else nn.Linear(config.hidden, config.width)
 
