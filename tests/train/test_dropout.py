@@ -5,13 +5,13 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
-from train.dropout import Dropout, attention, dropout, kept
+from train.dropout import Dropout, attention, dropout, factors
 
 
 @pytest.mark.parametrize("p", [0.1, 0.4, 0.5, 0.9])
 def test_each_element_is_dropped_with_its_chance(p):
     torch.manual_seed(0)
-    mask = kept(torch.Size((40_000, 25)), p)
+    mask = factors(torch.Size((40_000, 25)), p)
     assert mask.shape == (40_000, 25)
     dropped = int((mask == 0).sum())
     assert stats.binomtest(dropped, mask.numel(), p).pvalue > 1e-3
@@ -19,7 +19,7 @@ def test_each_element_is_dropped_with_its_chance(p):
 
 def test_the_four_elements_of_a_draw_are_independent():
     torch.manual_seed(1)
-    mask = kept(torch.Size((100_000, 4)), 0.5).double() / 2
+    mask = factors(torch.Size((100_000, 4)), 0.5).double() / 2
     assert (mask.mean(dim=0) - 0.5).abs().max() < 0.01
     assert (torch.corrcoef(mask.T) - torch.eye(4)).abs().max() < 0.02
 

@@ -140,15 +140,15 @@ class ADRec(ItemModel):
         their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
         starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
-        batch, parts = batch.latest(self.config.max_length), None
-        if self.config.seen_padding:  # it has to be given all of it
+        batch = batch.latest(self.config.max_length)
+        if self.config.seen_padding:
             batch = batch.widened(self.config.max_length)
-            parts = [(slice(None), batch)]
         # One lookup: ranks that share a table have to make as many of them.
         shown_BLD = self.items(batch.items_BL)
+        # What sees padding has to be given all of it.
+        parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length()
         readers = [
-            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :]))
-            for places, part in parts or batch.by_length()
+            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :])) for places, part in parts
         ]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
