@@ -9,6 +9,7 @@ Shapes: S sequences, B rows, P width of a row.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +21,10 @@ Layout = list[tuple[list[int], int]]
 
 #: Good enough to stop looking for another width.
 EFFICIENCY = 0.97
-_WIDEST = 4.0  # times the longest sequence: attention costs grow with the width
+_WIDEST = 4.0  # times the longest sequence
 _WIDTHS = 13
+#: The width at which a place's attention costs as much as the rest of it (measured: ADRec, D = 128, a CPU).
+_COSTLY_WIDTH = 400
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,9 @@ class Packing:
 def pack(lengths_S: Ints) -> Packing:
     """Lay out sequences of these lengths (each at least 1) in as few and as narrow rows as fill up well.
 
-    Widths from the longest sequence to four times it (rounded up to equal rows: at most eight times) are tried until
-    97 % of the places are used, else the best of them is taken. The same lengths always give the same layout.
+    Widths from the longest sequence on are tried until 97 % of the places are used; of those tried the one of least
+    cost is taken, places * (400 + width): wide rows waste fewer places, but their attention costs more. The same
+    lengths always give the same layout.
 
     >>> packing = pack(np.array([2, 5, 3, 5, 4, 1]))
     >>> packing.rows, packing.width, packing.order_S.tolist(), packing.start_S.tolist()
@@ -46,17 +50,23 @@ def pack(lengths_S: Ints) -> Packing:
     """
     total, longest = int(lengths_S.sum()), int(lengths_S.max())
     counts = np.bincount(lengths_S).tolist()
-    best: tuple[float, int, Layout] | None = None
-    for widening in np.linspace(1, _WIDEST, _WIDTHS):
-        width = max(longest, -(-total // max(1, int(total / (longest * widening)))))
+    best: tuple[int, int, Layout] | None = None
+    for width in _widths(total, longest):
         layout = _layout(counts, width)
-        efficiency = total / (width * sum(times for _, times in layout))
-        if best is None or efficiency > best[0]:
-            best = efficiency, width, layout
-        if efficiency >= EFFICIENCY:
+        places = width * sum(times for _, times in layout)
+        cost = places * (_COSTLY_WIDTH + width)
+        if best is None or cost < best[0]:
+            best = cost, width, layout
+        if total >= EFFICIENCY * places:
             break
     assert best is not None
     return _placed(lengths_S, best[1], best[2])
+
+
+def _widths(total: int, longest: int) -> Iterable[int]:
+    """The longest sequence, and one to four times it, rounded up to rows of equal fill (at most eight times)."""
+    rows = (max(1, int(total / (longest * widening))) for widening in np.linspace(1, _WIDEST, _WIDTHS))
+    return dict.fromkeys([longest, *(max(longest, -(-total // n)) for n in rows)])
 
 
 def _layout(counts: list[int], width: int) -> Layout:

@@ -85,6 +85,9 @@ class TestByHand:
             ([5, 5, 5], 3, 5, [0, 1, 2], [0, 5, 10]),
             ([2, 3, 1], 2, 3, [1, 0, 2], [0, 3, 5]),  # 3 | 2 1
             ([4, 3], 1, 7, [0, 1], [0, 4]),  # two rows of 4 would be 7 of 8 full, one of 7 is full
+            ([400] * 8 + [325], 9, 400, list(range(9)), [400 * i for i in range(9)]),  # 98 % full: no other is tried
+            # Nine rows of 400 are 96 % full and cost 3,600 * 800; one of 3,450 is full and would cost 3,450 * 3,850.
+            ([400] * 8 + [250], 9, 400, list(range(9)), [400 * i for i in range(9)]),
         ],
         ids=str,
     )
