@@ -21,7 +21,7 @@ class RetrievalSettings(Settings):
     steps: int | None = Field(None, ge=0)
     """Steps of the reverse process at inference, at most the model's own number; all of them if null. 0 is one pass
     without noise, the row that shows what the process adds. Models without a process ignore it."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the noise at inference."""
     batch_size: int = Field(512, ge=1)
     """Users scored at once; with a diffusion model the noise a user gets depends on it."""

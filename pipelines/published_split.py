@@ -56,6 +56,12 @@ class PublishedSplit:
         """The largest id: the catalogue holds every id from 1 to it, whether it occurs or not."""
         return int(max(self.train_T.max(initial=0), self.valid_U.max(), self.test_U.max())) - _SHIFT
 
+    def anybody_validates(self) -> bool:
+        """Whether any user's validation item is not in the user's own training part."""
+        owner_T = np.repeat(np.arange(len(self.users)), self.lengths_U)
+        repeats_U = np.bincount(owner_T[self.train_T == self.valid_U[owner_T]], minlength=len(self.users)) > 0
+        return not repeats_U.all()
+
     def training_size(self, length: int | None) -> tuple[int, int]:
         """(training rows, events that they predict) for models that see `length` events."""
         longest = int(self.lengths_U.max()) if length is None else length + 1
@@ -78,8 +84,9 @@ def read(folder: Path) -> PublishedSplit:
     """The split in `folder`/sequences.parquet.
 
     Raises UsageError for an absent folder, DataRefused for a file that is absent, empty or no Parquet, for missing
-    columns, other types, nulls, ids out of range or with hardly an item behind them, users that come twice, and
-    targets that are not exactly one item. Each names the file, and column and user where there are.
+    columns, other types, nulls, ids out of range or with hardly an item behind them, users that come twice, targets
+    that are not exactly one item, and validation items of which each is in its user's history. Each names the file,
+    and column and user where there are.
     """
     path = folder / FILE
     if not folder.is_dir():
@@ -94,6 +101,11 @@ def read(folder: Path) -> PublishedSplit:
     )  # fmt: skip
     if split.lengths_U.max() < 2:
         raise DataRefused(f"{path}: no user has two training items, so there is nothing to learn")
+    if not split.anybody_validates():
+        raise DataRefused(
+            f"{path}: every val item stands in its user's own train list, so with the history removed nothing is left "
+            "to select weights by; give each user a val item that is new to them"
+        )
     used = len(np.unique(np.concatenate([split.train_T, split.valid_U, split.test_U])))
     if split.items > _SPARSE * used:
         raise DataRefused(

@@ -255,6 +255,8 @@ class _Work:
 def _summary(
     settings: ReplicatedModel, split: PublishedSplit, report: Mapping[str, Any], found: RetrievalResult
 ) -> dict[str, Any]:
+    from train.embedding_health import PREFIX
+
     metrics = found.metrics
     measured = [f"{metric}_at_{k}" for k in settings.evaluation.ks for metric in ("hr", "ndcg")]
     return {
@@ -267,6 +269,7 @@ def _summary(
         "peak_memory_bytes": report["peak_memory_bytes"],
         "valid": {VALID_METRIC: report["valid_metric"]},
         "best_epoch": report["best_epoch"],
+        "embedding_health": {n.removeprefix(PREFIX): v for n, v in report.items() if n.startswith(PREFIX)},
         "epochs": report["epochs"],
         "config": settings.config.model_dump(mode="json"),
         "training": settings.training.model_dump(mode="json"),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from infra.config import Settings, assign, digest, load, parse, read_yaml
 from infra.errors import ConfigError, UsageError
@@ -37,8 +37,13 @@ class PlannedRow(Settings):
     """Values that differ from the section's, by dotted name: {config.width: 64}."""
     inference: dict[Name, dict[str, JsonValue]] = Field({})
     """Further rows by name: {evaluation.steps: 0} ... of the same trained models. Each is compared with this row."""
-    compare_to: Name | None = None
-    """The row or inference row of the table that this one is tested against, user by user."""
+    compare_to: tuple[Name, ...] = ()
+    """Rows or inference rows of the table that this one is tested against, user by user; a single name or a list."""
+
+    @field_validator("compare_to", mode="before")
+    @classmethod
+    def _a_name_is_a_list_of_one(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _seeds_are_the_plans(self) -> PlannedRow:
@@ -65,8 +70,9 @@ class PlannedTable(Settings):
         if twice := [name for name in names if names.count(name) > 1]:
             raise ValueError(f"rows: the name {twice[0]!r} is there twice; every row needs its own")
         for row in self.rows:
-            if row.compare_to is not None and row.compare_to not in set(names) - {row.name, *row.inference}:
-                raise ValueError(f"rows: {row.name!r}: compare_to {row.compare_to!r} is no other row of this table")
+            others = set(names) - {row.name, *row.inference}
+            if wrong := [name for name in row.compare_to if name not in others]:
+                raise ValueError(f"rows: {row.name!r}: compare_to {wrong[0]!r} is no other row of this table")
         return self
 
 
@@ -192,5 +198,5 @@ def _rows(
                 raise ConfigError(f"{where}: evaluation.ks has to hold {CUTOFF}, which the tables show")
             cells.append(Cell(data, digests[data], settings))
         against = tuple(planned.inference) if not name else ()
-        chosen = (planned.compare_to,) if planned.compare_to and not name else ()
+        chosen = planned.compare_to if not name else ()
         yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

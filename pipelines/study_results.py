@@ -17,7 +17,8 @@ from pipelines.study_cells import Cells
 from pipelines.study_plan import CUTOFF, Row, StudyPlan, Table
 
 METRIC = f"ndcg_at_{CUTOFF}"
-COLUMNS = tuple(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in (f"hr_at_{CUTOFF}", METRIC))
+SELECTED_BY = f"valid/{VALID_METRIC}"
+COLUMNS = (*(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in (f"hr_at_{CUTOFF}", METRIC)), SELECTED_BY)
 
 _PROTOCOL = (
     "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
@@ -84,6 +85,7 @@ class Results:
             row.name, len(figures), shown, spread([f["train_seconds"] for f in figures]),
             spread([f["users"] / f["score_seconds"] for f in figures]),
             max((f["peak_memory_bytes"] / 2**30 for f in figures), default=None),
+            spread([f["embedding_health"]["kl_gaussian"] for f in figures if f.get("embedding_health")]),
         )  # fmt: skip
 
     def _contrasts(self, table: Table) -> list[Contrast]:

@@ -13,12 +13,11 @@ import logging
 import re
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -81,7 +80,7 @@ class Body:
     state: TrainState
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
-    optimizer_scalars: dict[str, Any]
+    """Its slots, as `named` calls them; its hyperparameters are settings."""
     best: dict[str, Tensor] | None = None
     """Weights of the best validation; None when they are `model` itself or there is none yet."""
     average: dict[str, Tensor] | None = None
@@ -118,7 +117,7 @@ def save(
         for name, tensors in (("best", body.best), ("average", body.average)):
             if tensors is not None:
                 write_tensors(path / f"{name}.safetensors", tensors)
-        write_json(path / "state.json", {**asdict(body.state), "optimizer": body.optimizer_scalars})
+        write_json(path / "state.json", asdict(body.state))
         write_manifest(path, CHECKPOINT_FORMAT, FORMAT_VERSION)
     barrier()
 
@@ -130,17 +129,16 @@ def load(path: Path, check: bool = True) -> Checkpoint:
     """
     names = (verify if check else read_manifest)(path, CHECKPOINT_FORMAT, FORMAT_VERSION, _OLDEST_READ)
     raw = read_json(path / "state.json")
-    optimizer_scalars = raw.pop("optimizer", None)
+    raw.pop("optimizer", None)  # older programs wrote hyperparameters
     known = {f.name for f in fields(TrainState)}
     needed = {f.name for f in fields(TrainState) if f.default is MISSING and f.default_factory is MISSING}
-    if not needed <= set(raw) <= known or not isinstance(optimizer_scalars, dict):
+    if not needed <= set(raw) <= known:
         raise ArtifactError(f"{path / 'state.json'}: not the fields of format version {FORMAT_VERSION}")
     state = TrainState(**raw)
     body = Body(
         state=state,
         model=read_tensors(path / "model.safetensors"),
         optimizer=read_tensors(path / "optimizer.safetensors"),
-        optimizer_scalars=optimizer_scalars,
         best=read_tensors(path / "best.safetensors") if "best.safetensors" in names else None,
         average=read_tensors(path / "average.safetensors") if "average.safetensors" in names else None,
     )
@@ -220,30 +218,20 @@ def retain(run: Path, keep: int) -> None:
 # Optimizer state, by the parameters' names.
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, names: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(tensors as 'slot.parameter', hyperparameters) of an optimizer with one group over `names`."""
-    (group,) = optimizer.param_groups
-    tensors = {
-        f"{slot}.{name}": value
-        for name, parameter in zip(names, group["params"], strict=True)
-        for slot, value in optimizer.state.get(parameter, {}).items()
-    }
-    return tensors, {k: v for k, v in group.items() if k != "params"}
+def named(known: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The slots of an optimizer's parameters as 'slot.parameter'."""
+    return {f"{slot}.{name}": value for name, slots in known.items() for slot, value in slots.items()}
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, names: Sequence[str], tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
-) -> None:
-    """The inverse of `optimizer_state`; ArtifactError when the tensors belong to other parameters."""
-    (group,) = optimizer.param_groups
-    parameters = dict(zip(names, group["params"], strict=True))
+def by_parameter(tensors: Mapping[str, Tensor], names: Container[str]) -> dict[str, dict[str, Tensor]]:
+    """The inverse of `named`; ArtifactError for a tensor of a parameter that is not among `names`."""
+    known: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         slot, _, name = key.partition(".")
-        if name not in parameters:
-            raise ArtifactError(f"optimizer.safetensors: {key!r} belongs to no trained parameter of this stage")
-        parameter = parameters[name]
-        optimizer.state[parameter][slot] = value.to(parameter.device)
-    group.update({k: tuple(v) if isinstance(v, list) else v for k, v in scalars.items()})
+        if name not in names:
+            raise ArtifactError(f"optimizer.safetensors: {key!r} belongs to no trained parameter of this model")
+        known.setdefault(name, {})[slot] = value
+    return known
 
 
 # Files.

@@ -134,8 +134,8 @@ class ADRecConfig(TransformerShape):
     """lambda: weight of the noisy target and its time code beside the history's encoding; 0.001 as published, with
     which the process does nothing (peers.md B1)."""
     noise_scaling: Literal["fixed", "learned", "normalised"] = "fixed"
-    """lambda as it stands; or trained, beginning there; or as it stands with targets brought to length sqrt(D) first,
-    which is that of the history's encoding and of the noise."""
+    """lambda as it stands; or trained, beginning there; or relative to the history's encoding: targets are brought to
+    the noise's length, sqrt(D), and lambda 1 to that of the encoding."""
     self_conditioning: bool = False
     """The denoiser also sees its own last answer (Chen et al., 2022); in training of every second token."""
     guidance: float = Field(1.0, ge=0)
@@ -170,6 +170,12 @@ class ADRecConfig(TransformerShape):
     def stage_count(self) -> int:
         """Stages that a run goes through; it needs at least as many epochs."""
         return 1 + (self.pretrain_share > 0) + (self.align_share > 0)
+
+    @model_validator(mode="after")
+    def _steps_fit_the_schedule(self) -> ADRecConfig:
+        if self.schedule == "pw_lin" and self.steps <= 10:
+            raise ValueError(f"schedule pw_lin needs more than 10 steps, not {self.steps}; choose another schedule")
+        return self
 
     @model_validator(mode="after")
     def _stages_leave_room(self) -> ADRecConfig:

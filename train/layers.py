@@ -237,6 +237,11 @@ class HistoryEncoder(nn.Module):
         """The encoder of a model's configuration."""
         return cls(shape.width, shape.blocks, shape.heads, shape.dropout, shape.embedding_dropout)
 
+    def size(self) -> Tensor:
+        """||c|| / sqrt(D), as the gains and biases of the last LayerNorm have it."""
+        last = self.transformer._stack()[-1].feed_forward_norm
+        return (last.weight.square() + last.bias.square()).mean().sqrt()
+
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """c_BLD."""
         return self.transformer(self.norm(self.dropout(x_BLD)), visible)

@@ -158,9 +158,9 @@ class Worker:
     # Stages and steps.
 
     def _enter(self, stage: Stage) -> None:
-        """Freeze what the stage freezes; of the other parameters AdamW keeps what it knows."""
+        """Freeze what the stage freezes; AdamW keeps what it knows, also of what is frozen."""
         self._barrier()  # reading may take one rank longer than the patience of what the ranks now do together
-        known = self.stepper.optimizer.state if self.stepper is not None else {}
+        known = self.stepper.known() if self.stepper is not None else {}
         self.stepper = None  # the previous wrapper's hooks must be gone before the next one sets its own
         sparse = self.shard.optimizer if self.shard else None
         self.stepper = Stepper(self.model, stage, self.trainable, self.settings, self.world, known, sparse)
@@ -275,9 +275,9 @@ class Worker:
         average = self.average.average if self.average else None
         is_best = average is None and (state.best_epoch, 0) == (state.epoch, state.position)
         if self.rank == 0:
-            tensors, scalars = checkpoint.optimizer_state(self.stepper.optimizer, self.stepper.names)
+            optimizer = checkpoint.named(self.stepper.known())
             best = None if is_best else self.best
-            body = Body(state, dense_state(self.model), tensors, scalars, best, average)
+            body = Body(state, dense_state(self.model), optimizer, best, average)
         shard = self.shard.state(with_best=not is_best) if self.shard else None
         checkpoint.save(path, self.rank, self._rng(), body, self._barrier, shard)
         if self.rank == 0:
@@ -309,7 +309,7 @@ class Worker:
         self._enter(next(s for s in self.stages if s.name == state.stage))
         assert self.stepper is not None
         body = loaded.body
-        checkpoint.restore_optimizer(self.stepper.optimizer, self.stepper.names, body.optimizer, body.optimizer_scalars)
+        self.stepper.remember(checkpoint.by_parameter(body.optimizer, self.trainable))
         if self.shard:
             self.shard.restore(loaded.shards, best=state.best_epoch > 0, other_best=body.best is not None)
             self._barrier()  # reading may take one rank longer than a step's patience

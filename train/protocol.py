@@ -214,9 +214,9 @@ class Stage:
     """One named stage of training.
 
     `share` of the run's epochs; `frozen`: prefixes of parameter names that do not move at all (no
-    gradient, no weight decay, no optimizer state). `loss` takes (batch, generator). `project`: its terms'
+    gradient, no weight decay, no step). `loss` takes (batch, generator). `project`: its terms'
     gradients are not added up as they are, but without what is against each other (train.projection). `forgets`:
-    prefixes of parameters that the optimizer knows nothing of from the stage before.
+    prefixes of parameters of which the optimizer forgets what it knew.
     """
 
     name: str

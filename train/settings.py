@@ -38,7 +38,8 @@ class TrainingSettings(Settings):
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the step size rises from 0."""
     weight_decay: float = Field(1e-5, ge=0)
-    """AdamW's decoupled decay: each step shrinks every trained weight by learning_rate * weight_decay."""
+    """AdamW's decoupled decay: each step shrinks every trained weight by learning_rate * weight_decay. What has one
+    axis or none is left out: gains, biases, single numbers."""
     clip_norm: float = Field(1.0, ge=0)
     """Largest L2 norm of the whole gradient; 0 = no clipping (the norm is still checked to be finite)."""
     ema: float = Field(0.0, ge=0, lt=1)

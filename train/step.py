@@ -69,10 +69,16 @@ class Stepped:
     notices: list[bool]
 
 
+Known = Mapping[str, Mapping[str, Tensor]]
+"""What AdamW knows of parameters, by their names: its slots (step, exp_avg, exp_avg_sq)."""
+
+
 class Stepper:
     """The trained part of a model during one stage, and its optimizer.
 
-    Frozen parameters are not in the optimizer at all: no gradient, no decay, no state (peers.md, defect 2).
+    Frozen parameters are not in the optimizer at all: no gradient, no decay, no step (peers.md, defect 2). What it knew
+    of them is kept for the stage that trains them again. Gains, biases and single numbers are not decayed: only what
+    has two axes or more.
     """
 
     def __init__(
@@ -82,11 +88,11 @@ class Stepper:
         trainable: set[str],
         settings: TrainingSettings,
         world: int,
-        known: Mapping[Tensor, Any],
+        known: Known,
         sparse: RowWiseAdagrad | None = None,
     ) -> None:
-        """`known`: what an earlier stage's optimizer knows of the parameters that go on being trained. `sparse`: the
-        optimizer of a sharded table, which goes from stage to stage as it is."""
+        """`known`: of an earlier stage (`Stepper.known`). `sparse`: the optimizer of a sharded table, which goes from
+        stage to stage as it is."""
         self.settings, self.stage, self.world, self.sparse = settings, stage, world, sparse
         parameters = dict(model.named_parameters())
         for name, parameter in parameters.items():
@@ -96,12 +102,13 @@ class Stepper:
         self.shards = [parameters[name] for name in sharded if parameters[name].requires_grad]
         self.names = [name for name, p in parameters.items() if p.requires_grad and name not in sharded]
         self.trained = [parameters[name] for name in self.names]
-        self.optimizer = torch.optim.AdamW(
-            self.trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
-        )
-        for name, parameter in zip(self.names, self.trained, strict=True):
-            if parameter in known and not name.startswith(stage.forgets or ("-",)):
-                self.optimizer.state[parameter] = known[parameter]
+        groups = [
+            {"params": [p for p in self.trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+            {"params": [p for p in self.trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
+        self.paused: dict[str, Mapping[str, Tensor]] = {}
+        self.remember({name: slots for name, slots in known.items() if not name.startswith(stage.forgets)})
         self.plain: nn.Module = StageLoss(model, stage, settings.precision)
         # Compiled inside DDP's wrapper: a rehearsal compiles all there is, without a word to other ranks.
         self.own: nn.Module = torch.compile(self.plain, dynamic=True) if settings.compile else self.plain  # type: ignore[assignment]
@@ -115,6 +122,21 @@ class Stepper:
             self.module = DistributedDataParallel(
                 self.own, find_unused_parameters=True, gradient_as_bucket_view=True, forward_sync_buffers=False
             )
+
+    def remember(self, known: Known) -> None:
+        """Take over what an optimizer knew, of trained parameters and of those that wait for their stage."""
+        trained = dict(zip(self.names, self.trained, strict=True))
+        for name, slots in known.items():
+            if name in trained:
+                self.optimizer.state[trained[name]] = {k: v.to(trained[name].device) for k, v in slots.items()}
+            else:
+                self.paused[name] = slots
+
+    def known(self) -> Known:
+        """What the optimizer knows by now; shares memory with it."""
+        states = self.optimizer.state
+        trained = {n: states[p] for n, p in zip(self.names, self.trained, strict=True) if p in states}
+        return {**self.paused, **trained}
 
     def step(
         self, batches: Sequence[Any], generator: torch.Generator, learning_rate: float, notices: Sequence[bool]

@@ -19,7 +19,7 @@ from evaluate.publish.report import Intervals, Section, folded, interval_plots, 
 ALPHA = 0.05
 """An adjusted p-value below it is called a difference."""
 
-_SETS = {"all_items": "all items", "history_removed": "history removed"}
+_SETS = {"all_items": "all items", "history_removed": "history removed", "valid": "validation"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class StudyRow:
     train_seconds: Spread | None
     users_per_second: Spread | None
     peak_memory_gib: float | None
+    kl_gaussian: Spread | None
+    """Of the item table, nats (train.embedding_health); None of a model without one."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +109,19 @@ def _results(table: StudyTable) -> Section:
         "training, s",
         "scored, users/s",
         "memory, GiB",
+        "KL of item table",
     ]
     rows = []
     for row in table.rows:
         seeds = f"{row.seeds} of {table.seeds}" if row.seeds else "not run yet"
         memory = None if row.peak_memory_gib is None else Spread(row.peak_memory_gib, None)
-        cost = (row.train_seconds, row.users_per_second, memory)
+        cost = (row.train_seconds, row.users_per_second, memory, row.kl_gaussian)
         rows.append([row.name, seeds, *(row.figures.get(c) for c in table.columns), *cost])
     about = (
         f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Training seconds and "
         "memory are those of the trained model, whichever way it is evaluated: the largest sum over the training "
-        "workers, or for a counted model that of the study's own process."
+        "workers, or for a counted model that of the study's own process. KL of item table: nats between its rows "
+        "and a round Gaussian; it grows as a table collapses."
     )
     return Section(table.title, about, heads, rows)
 

@@ -43,6 +43,7 @@ def written(folder: Path, **columns: Any) -> Path:
         ({"test": [1, 2**31]}, "user 8: column test holds item id 2147483648; ids count from 1 to 2147483645"),
         ({"test": [[1], [1, 2]]}, "user 8: column test holds 2 items where it has to hold exactly one"),
         ({"test": [[], [1]]}, "user 7: column test holds 0 items"),
+        ({"train": [[1, 2], [3]], "val": [2, 3]}, "every val item stands in its user's own train list"),
         ({"test": [4, 10_000]}, "largest item id is 10,000, but only 5 ids occur, .*; number the items from 1"),
     ],
 )
@@ -120,7 +121,7 @@ def test_targets_and_what_comes_before_them(rows: dict[str, list[dict[str, Any]]
 
 def test_whole_training_parts_for_models_without_a_length(tmp_path: Path) -> None:
     lake = Lake(tmp_path / "lake")
-    version = write(lake, read(written(tmp_path / "split", train=[[1, 2, 3, 4], [1]])), None)
+    version = write(lake, read(written(tmp_path / "split", train=[[1, 2, 3, 4], [1]], val=[5, 5])), None)
     assert lake.read("sequences", version, {"split": "train"}, ["items"])["items"].to_pylist() == [[2, 3, 4, 5]]
 
 

@@ -94,8 +94,8 @@ class TestPopularity:
         found = done.json
         assert list(found) == [
             *("model", "data", "seed", "users", "items", "all_items", "history_removed", "train_seconds"),
-            *("score_seconds", "peak_memory_bytes", "valid", "best_epoch", "epochs", "config", "training"),
-            "evaluation",
+            *("score_seconds", "peak_memory_bytes", "valid", "best_epoch", "embedding_health", "epochs", "config"),
+            *("training", "evaluation"),
         ]
         told = [found[name] for name in ("model", "data", "seed", "users", "items")]
         assert told == ["popularity", str(data), 5, USERS, ITEMS]
@@ -127,6 +127,7 @@ def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pyte
     assert (summary["epochs"], summary["seed"], summary["training"]["workers"]) == (2, 5, 2)
     assert 1 <= summary["best_epoch"] <= 2
     assert 0 < summary["valid"]["ndcg_at_20"] <= 1
+    assert set(summary["embedding_health"]) == {"variance", "mean_cosine", "isotropy", "kl_gaussian"}
     assert summary["all_items"]["hr_at_20"] == pytest.approx(1 - 1 / USERS)
     assert summary["train_seconds"] > 0
     assert summary["score_seconds"] > 0
@@ -192,6 +193,15 @@ class TestSettings:
     def test_a_seed_below_zero(self) -> None:
         with pytest.raises(ConfigError, match=r"training\.seed"):
             settings_of("sasrec", seed=-1)
+
+    def test_a_seed_that_no_generator_takes(self) -> None:
+        """Refused before anything is trained, not by the noise at inference after it."""
+        with pytest.raises(ConfigError, match=r"evaluation\.seed"):
+            settings_of("adrec", ["evaluation.seed=99999999999999999999"])
+
+    def test_a_schedule_that_its_steps_do_not_fit(self) -> None:
+        with pytest.raises(ConfigError, match="schedule pw_lin needs more than 10 steps, not 10"):
+            settings_of("adrec", ["config.schedule=pw_lin", "config.steps=10"])
 
 
 def test_exit_codes(tmp_path: Path) -> None:

@@ -295,6 +295,7 @@ class TestPlans:
             ({"name": "in sevens"}, "the name 'in sevens' is there twice"),
             ({"compare_to": "nobody"}, "'mine': compare_to 'nobody' is no other row"),
             ({"compare_to": "mine"}, "'mine': compare_to 'mine' is no other row"),
+            ({"compare_to": ["popularity", "nobody"]}, "'mine': compare_to 'nobody' is no other row"),
             ({"set": {"config.widht": 8}}, r"plan\.yaml: tables\.0\.rows\.1: config\.adrec\.widht: unknown setting"),
             ({"set": {"config.model.name": 8}}, r"tables\.0\.rows\.1: 'model' holds a single value"),
             ({"set": {"training.seed": 8}}, r"rows\.1: .*set: training\.seed comes from the plan's seeds"),
@@ -321,10 +322,11 @@ class TestPlans:
     def test_the_shipped_plan(self) -> None:
         plan = study_plan.read(RECIPES / "study.yaml")
         tables = study_plan.resolve(Path("study.yaml"), plan, dict.fromkeys(plan.data, "0"))
-        keys = {row.name: row.cells[0] for table in tables for row in table.rows if table.data == "ml-100k"}
-        assert keys["ADRec"].key == keys["T = 32"].key
+        rows = [row for table in tables for row in table.rows if table.data == "ml-100k"]
+        keys = {row.name: row.cells[0] for row in rows}
+        assert keys["ADRec"].key == keys["T = 32"].key == keys["scale 0.001, as published"].key
         assert keys["ADRec"].training_key == keys["ADRec, one pass, no noise"].training_key
-        assert len({cell.training_key for cell in keys.values()}) == len(keys) - 3  # two one passes, and T = 32
+        assert len({cell.training_key for cell in keys.values()}) == len({row.planned for row in rows}) - 2
 
 
 @pytest.fixture(scope="module")

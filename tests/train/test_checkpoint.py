@@ -40,7 +40,6 @@ def write(path: Path, **changes) -> Path:
         state=state(**changes),
         model={"w": torch.tensor([[1.0, 2.0]]), "count": torch.tensor(3)},
         optimizer={"exp_avg.w": torch.tensor([[0.1, 0.2]])},
-        optimizer_scalars={"lr": 0.1, "betas": [0.9, 0.999]},
         best={"w": torch.tensor([[5.0, 6.0]]), "count": torch.tensor(2)},
     )
     checkpoint.save(path, 0, {"generator": generator.get_state()}, body, nothing)
@@ -53,7 +52,7 @@ def test_what_was_saved_comes_back(tmp_path):
     assert loaded.body.model["w"].tolist() == [[1.0, 2.0]]
     assert loaded.body.model["count"].item() == 3
     assert loaded.body.best["w"].tolist() == [[5.0, 6.0]]
-    assert loaded.body.optimizer_scalars == {"lr": 0.1, "betas": [0.9, 0.999]}
+    assert loaded.body.optimizer["exp_avg.w"].tolist() == [[torch.tensor(0.1).item(), torch.tensor(0.2).item()]]
     generator = torch.Generator()
     generator.set_state(loaded.rng[0]["generator"])
     expected = torch.rand(3, generator=torch.Generator().manual_seed(7))
@@ -237,21 +236,21 @@ def test_an_optimizer_continues_bit_for_bit(tmp_path):
     first, first_optimizer = made()
     steps(first, first_optimizer, range(3))
     names = ["weight", "bias"]
-    tensors, scalars = checkpoint.optimizer_state(first_optimizer, names)
+    tensors = checkpoint.named({name: first_optimizer.state[p] for name, p in first.named_parameters()})
     assert set(tensors) == {f"{slot}.{name}" for slot in ("step", "exp_avg", "exp_avg_sq") for name in names}
-    body = Body(state(), dict(first.state_dict()), tensors, scalars)
+    body = Body(state(), dict(first.state_dict()), tensors)
     checkpoint.save(tmp_path / "c", 0, {}, body, nothing)
 
     loaded = checkpoint.load(tmp_path / "c").body
-    second, _ = made()
+    second, second_optimizer = made()
     second.load_state_dict(loaded.model)
-    other_rate = torch.optim.AdamW(second.parameters(), lr=0.7)
-    checkpoint.restore_optimizer(other_rate, names, loaded.optimizer, loaded.optimizer_scalars)
-    steps(second, other_rate, range(3, 6))
+    for name, slots in checkpoint.by_parameter(loaded.optimizer, names).items():
+        second_optimizer.state[second.get_parameter(name)] = slots
+    steps(second, second_optimizer, range(3, 6))
     assert torch.equal(straight.weight, second.weight)
     assert torch.equal(straight.bias, second.bias)
     with pytest.raises(ArtifactError, match="belongs to no trained parameter"):
-        checkpoint.restore_optimizer(other_rate, ["weight", "other"], loaded.optimizer, loaded.optimizer_scalars)
+        checkpoint.by_parameter(loaded.optimizer, ["weight", "other"])
 
 
 def test_no_number_that_json_does_not_know(tmp_path):

@@ -47,7 +47,7 @@ def trained(rank: int, world: int, cut: list[list[list[int]]], config: ADRecConf
     stepper: Stepper | None = None
     for stage in stages_of(model, len(STAGES)):
         settings = TrainingSettings(clip_norm=STAGES[stage.name], weight_decay=0.1)
-        known = stepper.optimizer.state if stepper else {}
+        known = stepper.known() if stepper else {}
         stepper = None  # as the loop does: its hooks must be gone before the next one's
         stepper = Stepper(model, stage, names, settings, world, known)
         notices = (False, rank == world - 1)

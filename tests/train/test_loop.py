@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -292,11 +293,20 @@ class TestStages:
         both = {"table.weight", "bias.weight", "bias.bias"}
         assert moved == [{"table.weight"}, {"table.weight"}, {"bias.weight", "bias.bias"}, both]
 
-    def test_adamw_remembers_what_stays_and_forgets_what_was_frozen(self, tmp_path, monkeypatch):
+    def test_adamw_remembers_what_it_knew_also_of_what_was_frozen(self, tmp_path, monkeypatch):
         with_model(monkeypatch, Staged())
         worker, _ = run(job(tmp_path))
-        steps = {name: int(worker.stepper.optimizer.state[p]["step"]) for name, p in worker.model.named_parameters()}
-        # 20 rows in batches of 8 are 3 steps an epoch: the table had a pause, the bias went on.
+        steps = {name: int(slots["step"]) for name, slots in worker.stepper.known().items()}
+        # 20 rows in batches of 8 are 3 steps an epoch: the table had a pause after two of them.
+        assert steps == {"table.weight": 9, "bias.weight": 6, "bias.bias": 6}
+
+    def test_what_a_stage_forgets_begins_anew(self, tmp_path, monkeypatch):
+        model = Staged()
+        stages = model.stages()
+        model.stages = lambda: [*stages[:-1], replace(stages[-1], forgets=("table.",))]
+        with_model(monkeypatch, model)
+        worker, _ = run(job(tmp_path))
+        steps = {name: int(slots["step"]) for name, slots in worker.stepper.known().items()}
         assert steps == {"table.weight": 3, "bias.weight": 6, "bias.bias": 6}
 
     @pytest.mark.parametrize(

@@ -27,6 +27,19 @@ def stepper_of(config, seed: int = 0, **settings) -> Stepper:
     return Stepper(model.train(), stages_of(model, 3)[-1], names, TrainingSettings(**settings), 1, {})
 
 
+def test_only_what_has_two_axes_is_decayed():
+    """A step of size 0.1 on gradients of 0, decay 0.5: matrices lose a twentieth; gains, biases and lambda nothing."""
+    stepper = stepper_of(ADREC.model_copy(update={"noise_scaling": "learned"}), weight_decay=0.5)
+    before = weights(stepper)
+    for parameter in stepper.trained:
+        parameter.grad = torch.zeros_like(parameter)
+    stepper._move(0.1)
+    after = weights(stepper)
+    assert {before["noise_scale"].ndim, before["cam.norm.weight"].ndim, before["items.weight"].ndim} == {0, 1, 2}
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value * (0.95 if value.ndim > 1 else 1.0))
+
+
 def weights(stepper: Stepper) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in zip(stepper.names, stepper.trained, strict=True)}
 

@@ -214,6 +214,8 @@ class ADRec(ItemModel):
     def _entering(self, x_t: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
         """What comes in beside c: lambda (x_t + temb(t)), and with self-conditioning the denoiser's own last answer."""
         entering = self.noise_scale * (x_t + self.time(t))
+        if self.config.noise_scaling == "normalised":
+            entering = entering * self.cam.size().detach()
         return entering if own is None or self.own_answer is None else entering + self.own_answer(own)
 
     def _denoise(

@@ -19,9 +19,9 @@ def compared(estimate: float, p: float) -> Comparison:
 def study(text: str = "plain") -> Study:
     figures = {COLUMNS[0]: Spread(8.2412, 0.3125), COLUMNS[1]: None}
     rows = [
-        StudyRow(f"adrec {text}", 3, figures, Spread(876.5, 4.25), Spread(49.5, None), 6.875),
-        StudyRow(f"one pass {text}", 1, figures, None, None, None),
-        StudyRow("dreamrec", 0, {}, None, None, None),
+        StudyRow(f"adrec {text}", 3, figures, Spread(876.5, 4.25), Spread(49.5, None), 6.875, Spread(87.25, 2.5)),
+        StudyRow(f"one pass {text}", 1, figures, None, None, None, None),
+        StudyRow("dreamrec", 0, {}, None, None, None, None),
     ]
     contrasts = [
         Contrast(f"adrec {text}", f"one pass {text}", "all_items", True, compared(-0.0125, 0.5), 1.0),
@@ -36,7 +36,7 @@ def study(text: str = "plain") -> Study:
 
 def test_figures_are_there_shown_and_unrounded() -> None:
     page = Page(render(study()))
-    assert {8.2412, 0.3125, 876.5, 6.875, -0.0125, 0.0002, 0.0006, 938, 3} <= page.figures
+    assert {8.2412, 0.3125, 876.5, 6.875, 87.25, 2.5, -0.0125, 0.0002, 0.0006, 938, 3} <= page.figures
     for shown in ("8.24 ± 0.31", "876.50 ± 4.25", "49.50", "3 of 3", "1 of 3", "not run yet", "–", "2026-05-04"):
         assert shown in page.text
     assert "NDCG@20, history removed" in page.text

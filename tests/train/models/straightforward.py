@@ -22,6 +22,9 @@ def entering(model: ADRec, x_t_BLD: Tensor, t_BL: Tensor, own_BLD: Tensor | None
     """lambda (x_t + temb(t)), the code of the step worked out for every token."""
     time_BLD = model.time.mlp(sinusoid(t_BL * 1000 / model.config.steps, model.config.width))
     entering_BLD = model.noise_scale * (x_t_BLD + time_BLD)
+    if model.config.noise_scaling == "normalised":
+        norm = model.cam.transformer.blocks[-1].feed_forward_norm
+        entering_BLD = entering_BLD * torch.cat([norm.weight, norm.bias]).norm() / model.config.width**0.5
     return entering_BLD if own_BLD is None else entering_BLD + model.own_answer(own_BLD)
 
 
