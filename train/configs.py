@@ -102,8 +102,8 @@ class SASRecConfig(TransformerShape):
     positions: bool = True
     """Learned positions, counted from the first event of the (cut) history."""
     pretrain_share: float = Field(0.0, ge=0, lt=1)
-    """Share of the epochs in which the item table is pre-trained as the published ADRec's is: the baseline with the
-    same table. 0 = not at all."""
+    """Share of the epochs in which the item table is pre-trained as the published ADRec's is, under an encoder without
+    positions that is then left behind. 0 = not at all."""
 
     @property
     def stage_count(self) -> int:

@@ -358,7 +358,7 @@ def _metrics(state: TrainState, job: Job) -> dict[str, Any]:
 
 
 def _count(request: TrainRequest, out: Path) -> dict[str, Any]:
-    """A counted model needs no worker: one pass over all training chunks, those of a lone event included."""
+    """A counted model needs no worker: one pass over all the table's training chunks, also of a lone event."""
     _require_versions(request)
     started = time.perf_counter()
     lake, version = Lake(request.lake), request.versions["sequences"]
