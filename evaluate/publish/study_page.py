@@ -12,7 +12,6 @@ from html import escape
 from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread
-from evaluate.decision.statistics import Interval
 from evaluate.publish.numerals import number
 from evaluate.publish.report import Intervals, Section, folded, interval_plots, page, table_section
 
@@ -94,8 +93,9 @@ def render(study: Study) -> str:
     parts = [f'<section aria-labelledby="protocol"><h2 id="protocol">Protocol</h2>\n<ul>{lines}</ul></section>']
     for place, table in enumerate(study.tables):
         parts.append(table_section(_results(table), f"results-{place}"))
-        if table.contrasts:
+        if any(c.comparison is not None for c in table.contrasts):
             parts.append(interval_plots(_differences(table), f"differences-{place}"))
+        if table.contrasts:
             parts.append(table_section(_tests(table), f"tests-{place}"))
             parts += _findings(table, f"findings-{place}")
     return page(study.title, "Written", study.date, [*parts, folded("Plan", study.plan)])
@@ -113,10 +113,9 @@ def _results(table: StudyTable) -> Section:
     ]
     rows = []
     for row in table.rows:
-        seeds = f"{row.seeds} of {table.seeds}" if row.seeds else "not run yet"
         memory = None if row.peak_memory_gib is None else Spread(row.peak_memory_gib, None)
         cost = (row.train_seconds, row.users_per_second, memory, row.kl_gaussian)
-        rows.append([row.name, seeds, *(row.figures.get(c) for c in table.columns), *cost])
+        rows.append([row.name, f"{row.seeds} of {table.seeds}", *(row.figures.get(c) for c in table.columns), *cost])
     about = (
         f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Training seconds and "
         "memory are those of the trained model, whichever way it is evaluated: the largest sum over the training "
@@ -127,16 +126,13 @@ def _results(table: StudyTable) -> Section:
 
 
 def _differences(table: StudyTable) -> Intervals:
-    rows = [(_label(c), c.comparison.difference if c.comparison else _UNKNOWN) for c in table.contrasts]
+    rows = [(_label(c), c.comparison.difference) for c in table.contrasts if c.comparison is not None]
     about = (
         f"{_metric(table.metric)} of the first minus that of the second, percentage points, with its 95 % interval "
         "(paired bootstrap over users, each user's value averaged over the seeds that both have). The users vary, the "
         "trained models do not: the spread over seeds stands above."
     )
     return Intervals(f"{table.title}: differences", about, rows, 0.0)
-
-
-_UNKNOWN = Interval(float("nan"), float("nan"), float("nan"))
 
 
 def _tests(table: StudyTable) -> Section:
