@@ -51,27 +51,18 @@ class Fit(Settings):
 
     batch_events: int = Field(ge=1)
     """Events to predict in a batch, about: training.batch_size = this over those of an average training row."""
-    epochs: int | None = Field(None, ge=1)
-    """training.epochs, at least; null = as it stands."""
-    item_visits: int = Field(0, ge=0)
-    """With `epochs`: so many of them that an item of the catalogue is predicted so often on average. Where items are
-    rare, an epoch says little about each."""
 
-    def fitted(self, training: TrainingSettings, rows: int, events: int, items: int) -> TrainingSettings:
-        """`training` for so many training rows with so many events to predict, of a catalogue of `items`.
+    def fitted(self, training: TrainingSettings, rows: int, events: int) -> TrainingSettings:
+        """`training` for so many training rows with so many events to predict.
 
-        >>> fit = Fit(batch_events=100, epochs=5, item_visits=30)
-        >>> dense, sparse = (fit.fitted(TrainingSettings(seed=1), rows=40, events=400, items=n) for n in (20, 100))
-        >>> (dense.batch_size, dense.epochs), (sparse.batch_size, sparse.epochs)
-        ((10, 5), (10, 8))
+        >>> Fit(batch_events=100).fitted(TrainingSettings(seed=1), rows=40, events=400).batch_size
+        10
         """
-        events, given, changes = max(1, events), training.model_fields_set, dict[str, Any]()
-        if "epochs" not in given and self.epochs is not None:
-            changes["epochs"] = max(self.epochs, math.ceil(self.item_visits * items / events))
-        if "batch_size" not in given:
-            changes["workers"] = training.workers if rows >= training.max_workers else rows
-            changes["batch_size"] = min(rows, max(training.max_workers, round(self.batch_events * rows / events)))
-        return training.model_copy(update=changes)
+        if "batch_size" in training.model_fields_set:
+            return training
+        workers = training.workers if rows >= training.max_workers else rows
+        batch_size = min(rows, max(training.max_workers, round(self.batch_events * rows / max(1, events))))
+        return training.model_copy(update={"batch_size": batch_size, "workers": workers})
 
 
 class ReplicatedModel(SequenceModelRun):
@@ -86,7 +77,7 @@ class ReplicatedModel(SequenceModelRun):
         if self.fit is None:
             return self
         rows, events = split.training_size(getattr(self.config, "max_length", None))
-        return self.model_copy(update={"training": self.fit.fitted(self.training, rows, events, split.items)})
+        return self.model_copy(update={"training": self.fit.fitted(self.training, rows, events)})
 
     @model_validator(mode="after")
     def _one_fresh_run(self) -> ReplicatedModel:

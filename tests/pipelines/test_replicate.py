@@ -228,30 +228,21 @@ def test_popularity_on_the_published_split_of_adrec() -> None:
 
 def test_the_batch_size_follows_the_size_of_the_split() -> None:
     """By hand: 1,000 rows of 5 events each; 500 events are 100 rows."""
-    training = Fit(batch_events=500).fitted(TrainingSettings(seed=3, epochs=7), 1000, 5000, 50)
+    training = Fit(batch_events=500).fitted(TrainingSettings(seed=3, epochs=7), 1000, 5000)
     assert (training.batch_size, training.epochs, training.seed) == (100, 7, 3)
 
 
-@pytest.mark.parametrize(("items", "epochs"), [(500, 10), (501, 11), (5000, 100)])
-def test_rare_items_get_more_epochs(items: int, epochs: int) -> None:
-    """By hand: 5,000 events predict each of 500 items 10 times an epoch, each of 5,000 once."""
-    training = Fit(batch_events=500, epochs=10, item_visits=100).fitted(TrainingSettings(), 1000, 5000, items)
-    assert (training.batch_size, training.epochs) == (100, epochs)
-
-
 def test_what_training_says_itself_stays() -> None:
-    fit = Fit(batch_events=500, epochs=9, item_visits=100)
-    assert fit.fitted(TrainingSettings(batch_size=50), 1000, 5000, 50).batch_size == 50
-    assert fit.fitted(TrainingSettings(epochs=3), 1000, 5000, 5000).epochs == 3
+    assert Fit(batch_events=500).fitted(TrainingSettings(batch_size=50), 1000, 5000).batch_size == 50
 
 
 def test_a_small_split_is_one_batch_that_every_worker_has_a_row_of() -> None:
-    assert Fit(batch_events=1).fitted(TrainingSettings(workers=2), 9, 30, 8).batch_size == 2
-    assert Fit(batch_events=10**6).fitted(TrainingSettings(), 9, 30, 8).batch_size == 9
+    assert Fit(batch_events=1).fitted(TrainingSettings(workers=2), 9, 30).batch_size == 2
+    assert Fit(batch_events=10**6).fitted(TrainingSettings(), 9, 30).batch_size == 9
 
 
 def test_fewer_rows_than_workers_are_fewer_workers() -> None:
-    training = Fit(batch_events=100).fitted(TrainingSettings(workers=2), 1, 3, 4)
+    training = Fit(batch_events=100).fitted(TrainingSettings(workers=2), 1, 3)
     assert (training.batch_size, training.workers) == (1, 1)
 
 
