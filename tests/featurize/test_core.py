@@ -102,6 +102,7 @@ def _digest(parts: Sequence[str]) -> str:
     return sha256("|".join(parts).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_movielens_gives_the_938_sequences_of_adrec(spark: SparkSession, lake: Lake, ml_100k: Path) -> None:
     """Ratings above 3, 5-core, leave-one-out: the published file up to names and the order of equal times."""
     published = REAL_DATA / "adrec-ml-100k" / "sequences.parquet"

@@ -261,15 +261,9 @@ def cut_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "CLOSURE_KEYS", 2)
 
 
-@pytest.mark.parametrize(
-    ("shop", "split"),
-    [
-        ("sampled", "temporal"),
-        pytest.param("sampled", "per_user_ratio", marks=pytest.mark.slow),
-        pytest.param("labelled", "temporal", marks=pytest.mark.slow),
-        pytest.param("labelled", "per_user_ratio", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["temporal", "per_user_ratio"])
+@pytest.mark.parametrize("shop", ["sampled", "labelled"])
 def test_neither_tasks_nor_joins_change_a_row(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, shop: str, split: str
 ) -> None:

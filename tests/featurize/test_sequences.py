@@ -412,6 +412,7 @@ def test_nothing_to_train_on_is_refused(spark: SparkSession, lake: Lake) -> None
     assert not lake.exists("sequences")
 
 
+@pytest.mark.slow
 def test_movielens_leave_one_out_against_sql(spark: SparkSession, lake: Lake, ml_100k: Path) -> None:
     """The raw log through ingest and vocabulary; the expected targets and histories from DuckDB over the file."""
     recipes = Path(__file__).resolve().parents[2] / "pipelines" / "recipes" / "contracts"

@@ -125,6 +125,7 @@ def test_a_rebuild_leaves_what_day_by_day_left(spark: SparkSession, folder: Path
         assert ours[table] == theirs[table], table
 
 
+@pytest.mark.slow
 def test_late_events_reopen_their_arrival_and_what_is_downstream_of_it(spark: SparkSession, folder: Path) -> None:
     """The simulator's last day has late events: they stand in their own partitions, and no other unit is made again."""
     for day in (DAYS[3], DAYS[4]):

@@ -284,6 +284,7 @@ def test_a_rebuild_that_died_between_two_arrivals(
         assert ours == theirs, table
 
 
+@pytest.mark.slow
 def test_each_rebuild_is_made_and_seen_by_what_follows(spark: SparkSession, tmp_path: Path) -> None:
     for day in DAYS[:2]:
         write(tmp_path, day, first_log(day))

@@ -60,6 +60,7 @@ def logged_users(raw: Path) -> set[str]:
     return {u.decode() for u in re.findall(rb'"user_id": ?"([^"]+)"', b"\n".join(data))}
 
 
+@pytest.mark.slow
 def test_no_user_id_and_no_key_is_left_anywhere(
     spark: SparkSession, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from infra.errors import TrainingError
 from infra.tables import FIRST_INDEX
 from tests.train.sharded_ranks import on_ranks
+from tests.train.test_loop import KilledError, Tiny, job, run, scripted, with_model
 from train import embedding_health as health
 from train.configs import DreamRecConfig, PopularityConfig, SASRecConfig
-from train.embedding_health import KEPT, Moments, embedding_health, figures_at, health_metrics, with_validation
+from train.embedding_health import (
+    FIGURES,
+    KEPT,
+    PREFIX,
+    Moments,
+    embedding_health,
+    figures_at,
+    health_metrics,
+    with_validation,
+)
 from train.item_table import ItemModel
 from train.models.dreamrec import DreamRec
 from train.models.popularity import PopularityModel
@@ -225,3 +235,31 @@ class TestHistory:
         history = [{"epoch": e, "valid_ndcg_20": 0.5, "embedding_variance": float(e)} for e in (2, 4)]
         assert figures_at(history, 4) == {"embedding_variance": 4.0}
         assert figures_at(history, 3) == {}
+
+
+class TestInTheLoop:
+    NAMES = tuple(PREFIX + name for name in FIGURES)
+
+    def test_with_each_validation_and_no_other_report(self, tmp_path):
+        worker, reports = run(job(tmp_path, epochs=5, validate_every=2))
+        assert [set(self.NAMES) <= set(m) for m in reports] == [False, True, False, True, True]
+        wanted = ("epoch", "valid_ndcg_20", *self.NAMES)
+        assert worker.state.validations == [{k: m[k] for k in wanted} for m in reports if "valid_ndcg_20" in m]
+        last = embedding_health(worker.model.items.weight)
+        assert [reports[-1][name] for name in self.NAMES] == list(last.values())
+
+    @pytest.mark.parametrize("killed_after", [1, 3])
+    def test_a_resumed_run_keeps_its_history(self, tmp_path, killed_after):
+        straight, _ = run(job(tmp_path, run="a"))
+        with pytest.raises(KilledError):
+            run(job(tmp_path, run="b"), kill_after=killed_after)
+        resumed, _ = run(job(tmp_path, run="b"))
+        assert [v["epoch"] for v in resumed.state.validations] == [1, 2, 3, 4]
+        assert resumed.state.validations == straight.state.validations
+
+    def test_of_a_model_that_learns_no_table_there_is_none(self, tmp_path, monkeypatch):
+        with_model(monkeypatch, Tiny())
+        scripted(monkeypatch, [0.1] * 4)
+        worker, reports = run(job(tmp_path))
+        assert worker.state.validations == []
+        assert not any(name.startswith(PREFIX) for name in reports[-1])

@@ -17,7 +17,7 @@ from tests.train.tables import AS_OF, write_samples, write_sequences
 from tests.train.test_sequence_data import events
 from train import checkpoint, loop, validation
 from train.configs import ADRecConfig, DNNConfig, SASRecConfig
-from train.embedding_health import FIGURES, PREFIX, embedding_health, health_metrics
+from train.embedding_health import health_metrics
 from train.job import Job, opened
 from train.loop import Worker
 from train.protocol import LossParts, Stage, Term
@@ -353,34 +353,6 @@ class TestNonFinite:
 def scripted(monkeypatch, values: list[float], name: str = "valid_ndcg_20") -> None:
     script = iter(values)
     monkeypatch.setattr(loop, "validate", lambda *args: (name, next(script)))
-
-
-class TestHealth:
-    NAMES = tuple(PREFIX + name for name in FIGURES)
-
-    def test_with_each_validation_and_no_other_report(self, tmp_path):
-        worker, reports = run(job(tmp_path, epochs=5, validate_every=2))
-        assert [set(self.NAMES) <= set(m) for m in reports] == [False, True, False, True, True]
-        wanted = ("epoch", "valid_ndcg_20", *self.NAMES)
-        assert worker.state.validations == [{k: m[k] for k in wanted} for m in reports if "valid_ndcg_20" in m]
-        last = embedding_health(worker.model.items.weight)
-        assert [reports[-1][name] for name in self.NAMES] == list(last.values())
-
-    @pytest.mark.parametrize("killed_after", [1, 3])
-    def test_a_resumed_run_keeps_its_history(self, tmp_path, killed_after):
-        straight, _ = run(job(tmp_path, run="a"))
-        with pytest.raises(KilledError):
-            run(job(tmp_path, run="b"), kill_after=killed_after)
-        resumed, _ = run(job(tmp_path, run="b"))
-        assert [v["epoch"] for v in resumed.state.validations] == [1, 2, 3, 4]
-        assert resumed.state.validations == straight.state.validations
-
-    def test_of_a_model_that_learns_no_table_there_is_none(self, tmp_path, monkeypatch):
-        with_model(monkeypatch, Tiny())
-        scripted(monkeypatch, [0.1] * 4)
-        worker, reports = run(job(tmp_path))
-        assert worker.state.validations == []
-        assert not any(name.startswith(PREFIX) for name in reports[-1])
 
 
 class TestStopping:
