@@ -59,8 +59,8 @@ class PublishedSplit:
     def anybody_validates(self) -> bool:
         """Whether any user's validation item is not in the user's own training part."""
         owner_T = np.repeat(np.arange(len(self.users)), self.lengths_U)
-        repeats_U = np.bincount(owner_T[self.train_T == self.valid_U[owner_T]], minlength=len(self.users)) > 0
-        return not repeats_U.all()
+        repeating = np.unique(owner_T[self.train_T == self.valid_U[owner_T]])
+        return len(repeating) < len(self.users)
 
     def training_size(self, length: int | None) -> tuple[int, int]:
         """(training rows, events that they predict) for models that see `length` events."""

@@ -286,12 +286,12 @@ table { width: 100%; border-collapse: collapse; font-size: .925rem; overflow-wra
 caption { position: sticky; left: 0; margin-bottom: .5rem; max-width: min(44rem, calc(100vw - 2rem));
   color: var(--soft); text-align: left; overflow-wrap: anywhere; }
 th, td { padding: .4rem .6rem; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: middle; }
-thead th, thead th.number { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: normal;
-  overflow-wrap: normal; }
+thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 tbody th { min-width: 9rem; font-weight: 500; }
 th:first-child { position: sticky; left: 0; z-index: 1; padding-left: 0; max-width: 16rem; background: var(--page); }
 .intervals th:first-child { width: 16rem; }
-.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
 .plot { width: 45%; min-width: 8rem; }
 .ends { display: flex; justify-content: space-between; font-weight: 400; font-variant-numeric: tabular-nums; }
 svg { display: block; }

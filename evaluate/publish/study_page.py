@@ -93,8 +93,8 @@ def render(study: Study) -> str:
     parts = [f'<section aria-labelledby="protocol"><h2 id="protocol">Protocol</h2>\n<ul>{lines}</ul></section>']
     for place, table in enumerate(study.tables):
         parts.append(table_section(_results(table), f"results-{place}"))
-        if any(c.comparison is not None for c in table.contrasts):
-            parts.append(interval_plots(_differences(table), f"differences-{place}"))
+        if (differences := _differences(table)).rows:
+            parts.append(interval_plots(differences, f"differences-{place}"))
         if table.contrasts:
             parts.append(table_section(_tests(table), f"tests-{place}"))
             parts += _findings(table, f"findings-{place}")

@@ -251,16 +251,20 @@ def test_rows_that_nobody_looked_up_are_not_written() -> None:
     assert optimizer.accumulator(table.weight).nonzero()[:, 0].tolist() == [3, 7]
 
 
-def test_the_optimizer_goes_through_its_state() -> None:
+def test_the_optimizer_goes_through_its_state_and_through_a_checkpoint() -> None:
     table = ShardedTable(9, 2)
     optimizer = RowWiseAdagrad([table.weight], 0.1)
     table(torch.tensor([3])).sum().backward()
     optimizer.step()
     expected = optimizer.accumulator(table.weight)
-    other = RowWiseAdagrad([table.weight], 0.2)
-    other.load_state_dict(optimizer.state_dict())
-    assert torch.equal(other.accumulator(table.weight), expected)
-    assert other.param_groups[0]["lr"] == 0.1
+    by_state, by_names = (RowWiseAdagrad([table.weight], 0.2) for _ in range(2))
+    by_state.load_state_dict(optimizer.state_dict())
+    assert by_state.param_groups[0]["lr"] == 0.1
+    tensors = checkpoint.named({"items": optimizer.state[table.weight]})
+    assert list(tensors) == ["sum.items"]
+    by_names.state[table.weight] = checkpoint.by_parameter(tensors, ["items"])["items"]
+    for other in (by_state, by_names):
+        assert torch.equal(other.accumulator(table.weight), expected)
 
 
 def test_tables_are_found_by_their_parameters_names_and_models_can_be_copied() -> None:
