@@ -136,8 +136,8 @@ class ADRec(ItemModel):
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
 
-        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout, and so do
-        their keys and values (papers.md 2.2): they are computed once, and a reverse step costs one token. The last
+        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout (papers.md
+        2.2), so the denoiser reads them once, and a reverse step costs one token. The last
         starts from N(0, I), or with 0 steps from 0, and is then read once.
         """
         batch = batch.latest(self.config.max_length)
