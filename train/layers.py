@@ -90,11 +90,13 @@ def attention_mask(place_BL: Tensor) -> Tensor:
 class Kept:
     """What enters one block at the earlier tokens, with a free place for the last; rows are users.
 
-    `bias_B11L` is 0 where the last token may look and the smallest number elsewhere; None: everywhere.
+    `bias_B11L` is 0 where the last token may look and the smallest number elsewhere; None: everywhere. `real_B1` is
+    False where the last token is padding itself: of a user without a history.
     """
 
     x_BLD: Tensor
     bias_B11L: Tensor | None
+    real_B1: Tensor
 
 
 class CausalSelfAttention(nn.Module):
@@ -131,7 +133,8 @@ class CausalSelfAttention(nn.Module):
         goes over many tokens. Half the memory to read, and products of H rows instead of one.
         """
         kept.x_BLD[:, -1] = x_BD
-        query_HBA = self.query(x_BD).unflatten(1, (self.heads, -1)).transpose(0, 1)
+        # A zero query at padding, as in `forward`.
+        query_HBA = (self.query(x_BD) * kept.real_B1).unflatten(1, (self.heads, -1)).transpose(0, 1)
         # The bias of the keys adds the same to all scores of a query: softmax does not see it.
         query_BHD = (query_HBA @ self._of_heads(self.key)).transpose(0, 1)
         x_B1LD, scale = kept.x_BLD[:, None], query_HBA.shape[-1] ** -0.5
@@ -195,11 +198,11 @@ class CausalTransformer(nn.Module):
 
         Evaluation only: dropout would be drawn once for all steps.
         """
-        bias_B11L, visible = visible.bias_of_last(x_BCD.dtype), visible.without_last()
+        bias_B11L, real_B1, visible = visible.bias_of_last(x_BCD.dtype), visible.real_BL[:, -1:], visible.without_last()
         entering = [x_BCD]
         for block in self._stack()[:-1]:
             entering.append(block(entering[-1], visible))
-        return [Kept(F.pad(x_BCD, (0, 0, 0, 1)), bias_B11L) for x_BCD in entering]
+        return [Kept(F.pad(x_BCD, (0, 0, 0, 1)), bias_B11L, real_B1) for x_BCD in entering]
 
     def extend(self, x_BD: Tensor, kept: Sequence[Kept]) -> Tensor:
         """y_BD of the last token, equal to the last position of `forward`."""

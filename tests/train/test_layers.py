@@ -105,6 +105,17 @@ def test_attention_equals_the_plain_formula():
     torch.testing.assert_close(attention(x, padded(real))[:, 1:], expected[:, 1:])
 
 
+@pytest.mark.parametrize("seen_padding", [False, True])
+def test_one_more_token_after_those_kept_is_the_last_of_the_whole_pass(seen_padding):
+    model, x, seen = transformer(), torch.randn(3, 5, 8), padded(REAL, seen_padding)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights += 0.3 * torch.randn_like(weights)  # biases start at 0
+        kept = model.prefill(x[:, :-1], seen)
+        model.extend(torch.randn(3, 8), kept)  # leaves nothing behind
+        torch.testing.assert_close(model.extend(x[:, -1], kept), model(x, seen)[:, -1])
+
+
 def test_blocks_end_in_a_layer_norm():
     y = transformer()(torch.randn(3, 5, 8), SEEN)
     torch.testing.assert_close(y.mean(-1), torch.zeros(3, 5), rtol=0, atol=1e-5)
