@@ -13,7 +13,6 @@ Shapes: B batch, L length, D width, H heads, A = D / H width of a head, C = L - 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -88,13 +87,13 @@ def attention_mask(place_BL: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Kept:
-    """What enters one block at the earlier tokens, with a free place for the last; rows are users.
+    """What enters each block of a stack at the earlier tokens, with a free place for the last; rows are users.
 
     `bias_B11L` is 0 where the last token may look and the smallest number elsewhere; None: everywhere. `real_B1` is
-    False where the last token is padding itself: of a user without a history.
+    False where the last token is padding itself, of a user without a history.
     """
 
-    x_BLD: Tensor
+    entering_BLD: list[Tensor]
     bias_B11L: Tensor | None
     real_B1: Tensor
 
@@ -126,18 +125,19 @@ class CausalSelfAttention(nn.Module):
         y_BHLA = attention(self._split(q_BLD), k_BHLA, v_BHLA, visible.mask_B1LL, p)
         return self.out(y_BHLA.transpose(1, 2).flatten(2))
 
-    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
-        """y_BD of one more token after those kept, which takes the free place.
+    def extend(self, x_BD: Tensor, earlier_BLD: Tensor, kept: Kept) -> Tensor:
+        """y_BD of one more token after those in `earlier_BLD`, which takes the free place there.
 
-        No keys and values: q . (K x) = (q K) . x, and a weighted mean of V x is V of the mean of x, where one query
-        goes over many tokens. Half the memory to read, and products of H rows instead of one.
+        Without their keys and values: with one query q, q . (K x) is (q K) . x, and a weighted mean of V x is V of the
+        weighted mean of x. That is half the memory to read, and products of H rows instead of one.
         """
-        kept.x_BLD[:, -1] = x_BD
-        # A zero query at padding, as in `forward`.
-        query_HBA = (self.query(x_BD) * kept.real_B1).unflatten(1, (self.heads, -1)).transpose(0, 1)
+        earlier_BLD[:, -1] = x_BD
+        # As in `forward` under the published mask; under ours padding sees itself alone, whatever it asks.
+        query_BD = self.query(x_BD) * kept.real_B1
+        query_HBA = query_BD.unflatten(1, (self.heads, -1)).transpose(0, 1)
         # The bias of the keys adds the same to all scores of a query: softmax does not see it.
         query_BHD = (query_HBA @ self._of_heads(self.key)).transpose(0, 1)
-        x_B1LD, scale = kept.x_BLD[:, None], query_HBA.shape[-1] ** -0.5
+        x_B1LD, scale = earlier_BLD[:, None], query_HBA.shape[-1] ** -0.5
         mean_B1HD = F.scaled_dot_product_attention(query_BHD[:, None], x_B1LD, x_B1LD, kept.bias_B11L, scale=scale)
         y_HBA = mean_B1HD[:, 0].transpose(0, 1) @ self._of_heads(self.value).mT
         return self.out(y_HBA.transpose(0, 1).flatten(1) + self.value.bias)
@@ -168,13 +168,10 @@ class Block(nn.Module):
 
     def forward(self, x_BLD: Tensor, visible: Visible) -> Tensor:
         """x_BLD of the next block."""
-        return self._after(x_BLD, self.attention(x_BLD, visible))
+        return self.after(x_BLD, self.attention(x_BLD, visible))
 
-    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
-        """x_BD of the next block, for one more token after those kept."""
-        return self._after(x_BD, self.attention.extend(x_BD, kept))
-
-    def _after(self, x: Tensor, attended: Tensor) -> Tensor:
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The next block's x, where attention made `attended` of it."""
         x = self.attention_norm(x + self.dropout(attended))
         return self.feed_forward_norm(x + self.dropout(self.feed_forward(x)))
 
@@ -193,21 +190,21 @@ class CausalTransformer(nn.Module):
             x_BLD = block(x_BLD, visible)
         return x_BLD
 
-    def prefill(self, x_BCD: Tensor, visible: Visible) -> list[Kept]:
+    def prefill(self, x_BCD: Tensor, visible: Visible) -> Kept:
         """What `extend` needs of the tokens before the last. `visible` is that of all L tokens, the last included.
 
-        Evaluation only: dropout would be drawn once for all steps.
+        Evaluation only: dropout would be drawn once for all steps, and `extend` writes in place.
         """
-        bias_B11L, real_B1, visible = visible.bias_of_last(x_BCD.dtype), visible.real_BL[:, -1:], visible.without_last()
-        entering = [x_BCD]
+        entering_BCD, earlier = [x_BCD], visible.without_last()
         for block in self._stack()[:-1]:
-            entering.append(block(entering[-1], visible))
-        return [Kept(F.pad(x_BCD, (0, 0, 0, 1)), bias_B11L, real_B1) for x_BCD in entering]
+            entering_BCD.append(block(entering_BCD[-1], earlier))
+        entering_BLD = [F.pad(x_BCD, (0, 0, 0, 1)) for x_BCD in entering_BCD]
+        return Kept(entering_BLD, visible.bias_of_last(x_BCD.dtype), visible.real_BL[:, -1:])
 
-    def extend(self, x_BD: Tensor, kept: Sequence[Kept]) -> Tensor:
+    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
         """y_BD of the last token, equal to the last position of `forward`."""
-        for block, earlier in zip(self._stack(), kept, strict=True):
-            x_BD = block.extend(x_BD, earlier)
+        for block, earlier_BLD in zip(self._stack(), kept.entering_BLD, strict=True):
+            x_BD = block.after(x_BD, block.attention.extend(x_BD, earlier_BLD, kept))
         return x_BD
 
     def start_as_identity(self) -> None:

@@ -122,6 +122,21 @@ def test_blocks_end_in_a_layer_norm():
     torch.testing.assert_close(y.var(-1, unbiased=False), torch.ones(3, 5), rtol=1e-4, atol=1e-4)
 
 
+def test_a_block_by_hand():
+    block, x = transformer().blocks[0], torch.randn(3, 5, 8)
+    widen, _, _, narrow = block.feed_forward
+    with torch.no_grad():
+        widen.bias.uniform_(-3, 3)  # where GELU and its approximation are furthest apart
+
+    def normalised(y):
+        return (y - y.mean(-1, keepdim=True)) / y.var(-1, unbiased=False, keepdim=True).sqrt()
+
+    y = normalised(x + block.attention(x, SEEN))
+    wide = y @ widen.weight.T + widen.bias
+    wide = wide * (1 + torch.erf(wide / 2**0.5)) / 2
+    torch.testing.assert_close(block(x, SEEN), normalised(y + wide @ narrow.weight.T), rtol=0, atol=1e-5)
+
+
 def test_dropout_acts_in_training_only():
     model = HistoryEncoder(8, 1, 2, 0.5, 0.5)
     x = torch.randn(3, 5, 8)

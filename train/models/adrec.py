@@ -3,7 +3,7 @@
 Read from papers.md 2.1-2.4. History -> CAM -> c. Every token of the shifted target sequence is noised
 by its own step, r = c + lambda (x_t + temb(t)), and the denoiser ADM predicts x_0 at every position.
 Differences from the published code, all deliberate: padding is masked as a key (config.seen_padding
-restores the quirk), padding and unknown are no candidates, and the frozen table is really frozen.
+restores the quirk), padding and unknown are no candidates, the frozen table is really frozen, GELU is exact.
 
 Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue rows.
 """
@@ -11,7 +11,6 @@ Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,11 +49,11 @@ class MLPDenoiser(nn.Module):
         """y_BLD."""
         return self.norm(self.mlp(x_BLD))
 
-    def prefill(self, x_BCD: Tensor, visible: Visible) -> list[Kept]:
+    def prefill(self, x_BCD: Tensor, visible: Visible) -> Kept:
         """Nothing: the last token reads no other."""
-        return []
+        return Kept([], None, visible.real_BL[:, -1:])
 
-    def extend(self, x_BD: Tensor, kept: Sequence[Kept]) -> Tensor:
+    def extend(self, x_BD: Tensor, kept: Kept) -> Tensor:
         """y_BD of the last token."""
         return self.norm(self.mlp(x_BD))
 
@@ -137,8 +136,8 @@ class ADRec(ItemModel):
         """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
 
         Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout (papers.md
-        2.2), so the denoiser reads them once, and a reverse step costs one token. The last
-        starts from N(0, I), or with 0 steps from 0, and is then read once.
+        2.2), so the denoiser reads them once, and a reverse step costs one token. The last starts from N(0, I), or
+        with 0 steps from 0, and is then read once.
         """
         batch = batch.latest(self.config.max_length)
         if self.config.seen_padding:
@@ -154,7 +153,7 @@ class ADRec(ItemModel):
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             x0_hat_BD = torch.empty_like(x_t_BD)
             for places, reader in readers:
-                x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places])
+                x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places]).to(x0_hat_BD.dtype)
             return x0_hat_BD
 
         deterministic = self.config.sampler == "ddim"

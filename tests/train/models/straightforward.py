@@ -20,7 +20,7 @@ from train.protocol import SequenceBatch
 
 def entering(model: ADRec, x_t_BLD: Tensor, t_BL: Tensor, own_BLD: Tensor | None) -> Tensor:
     """lambda (x_t + temb(t)), the code of the step worked out for every token."""
-    time_BLD = model.time.mlp(sinusoid(t_BL * 1000 / model.config.steps, model.config.width))
+    time_BLD = model.time.mlp(sinusoid(t_BL * (1000 / model.config.steps), model.config.width))
     entering_BLD = model.noise_scale * (x_t_BLD + time_BLD)
     if model.config.noise_scaling == "normalised":
         norm = model.cam.transformer.blocks[-1].feed_forward_norm
@@ -32,6 +32,8 @@ def entering(model: ADRec, x_t_BLD: Tensor, t_BL: Tensor, own_BLD: Tensor | None
 def user_vectors(model: ADRec, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
     """u_B1D: all L positions through CAM once, and through ADM once for each of the reverse steps."""
     batch = batch.latest(model.config.max_length)
+    if model.config.seen_padding:
+        batch = batch.widened(model.config.max_length)
     visible, shown_BLD = model._visible(batch), model.items(batch.items_BL)
     c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
     known_BLD = model._in_process(model.items(batch.items_BL[:, 1:] * visible.real_BL[:, :-1]))

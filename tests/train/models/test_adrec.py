@@ -240,6 +240,8 @@ EXTRAS = [
     {"noise_scale": 0.5, "guidance": 2.0, "denoiser_blocks": 2},
     {"noise_scale": 1.0, "denoiser": "mlp"},
     {"noise_scale": 1.0, "seen_padding": True},
+    {"noise_scale": 0.5, "steps": 7, "denoiser_blocks": 3, "guidance": 1.7, "self_conditioning": True},
+    {"noise_scale": 0.5, "seen_padding": True, "denoiser_blocks": 3, "guidance": 1.7, "max_length": 8},
 ]
 
 
