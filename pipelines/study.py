@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Printed
@@ -146,9 +147,11 @@ def _write(results: Results, out: Path) -> Study:
 def show(outcome: Outcome) -> None:
     """Print the tables in short, and what was done."""
     console = Console(highlight=False, soft_wrap=True)
-    heads = [column_name(column).replace(", ", "\n") for column in COLUMNS]
     for table in outcome.study["tables"]:
-        printed = Printed("model", "seeds", *heads, title=escape(table["title"]), title_justify="left")
+        # Every word whole, also where there are 80 columns or no terminal.
+        printed = Printed(title=escape(table["title"]), title_justify="left", box=SIMPLE_HEAD)
+        for head in ("model", "seeds", *(column_name(column).replace(", ", "\n") for column in COLUMNS)):
+            printed.add_column(head, min_width=22 if head == "model" else max(map(len, head.split())))
         for row in table["rows"]:
             values = [row["figures"][column] for column in COLUMNS]
             shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
