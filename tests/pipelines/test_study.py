@@ -266,6 +266,7 @@ def test_through_the_command_line(tmp_path: Path, data: Path) -> None:
     assert done.json["measured"] == ["small: other split, seed 0"]
     assert "small: other split, seed 0: published" in done.stderr
     assert "1 cells measured, 0 were there" in done.stdout
+    assert "…" not in done.stdout  # names and heads are whole
     assert Path(done.json["page"]).is_file()
 
 

@@ -153,7 +153,7 @@ class ADRec(ItemModel):
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             x0_hat_BD = torch.empty_like(x_t_BD)
             for places, reader in readers:
-                x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places]).to(x0_hat_BD.dtype)
+                x0_hat_BD[places] = reader.x0_hat(x_t_BD[places], t_B[places])
             return x0_hat_BD
 
         deterministic = self.config.sampler == "ddim"
