@@ -1,6 +1,6 @@
 """Exact full-catalogue evaluation of any sequence model: ranks first, everything else from them.
 
-Two candidate sets with every figure (removing the history changes which model wins, peers.md B1):
+Two candidate sets with every figure (removing the history changes which model wins):
 `all_items`, and `history_removed`, under which a target that is itself in the history is left out and
 counted. Padding and unknown are never candidates; a target whose item has no training event is a miss.
 

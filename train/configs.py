@@ -112,7 +112,7 @@ class SASRecConfig(TransformerShape):
 
 
 class ADRecConfig(TransformerShape):
-    """ADRec (arXiv 2505.19544); the defaults are the published code's where it has one (papers.md 2)."""
+    """ADRec (arXiv 2505.19544); the defaults are the published code's where it has one."""
 
     kind: ClassVar[str] = "sequence"
     model: Literal["adrec"] = "adrec"
@@ -132,7 +132,7 @@ class ADRecConfig(TransformerShape):
     """How a reverse step is made: with fresh noise, as published, or without (DDIM)."""
     noise_scale: float = Field(0.001, gt=0)
     """lambda: weight of the noisy target and its time code beside the history's encoding; 0.001 as published, with
-    which the process does nothing (peers.md B1)."""
+    which the process does nothing: one pass without noise finds the same items."""
     noise_scaling: Literal["fixed", "learned", "normalised"] = "fixed"
     """lambda as it stands; or trained, beginning there; or relative to the history's encoding: targets are brought to
     the noise's length, sqrt(D), and lambda 1 to that of the encoding."""
@@ -159,12 +159,12 @@ class ADRecConfig(TransformerShape):
     align_share: float = Field(0.1, ge=0, lt=1)
     """Share of the epochs for stage 2: everything but the item table, which is frozen. 0 skips it."""
     align_loss: Literal["both", "mse"] = "both"
-    """Stage 2 on the whole loss (published code) or on the MSE alone (the paper, by one account: papers.md 2.4)."""
+    """Stage 2 on the whole loss (published code) or on the MSE alone (the paper, by one account)."""
     align: Literal["frozen", "shrinking"] = "frozen"
     """Stage 2 leaves the item table as it is; or, as the published code does by mistake, takes about the step size off
-    every weight at each step (peers.md, defect 2)."""
+    every weight at each step."""
     seen_padding: bool = False
-    """True repeats the published mask, under which real positions attend to padding (peers.md, defect 4)."""
+    """True repeats the published mask, under which real positions attend to padding."""
 
     @property
     def stage_count(self) -> int:
@@ -195,7 +195,7 @@ class ADRecConfig(TransformerShape):
 
 
 class DreamRecConfig(BlockShape):
-    """DreamRec (arXiv 2310.20453); the defaults are the published code's, but for the longer history (papers.md 4.2).
+    """DreamRec (arXiv 2310.20453); the defaults are the published code's, but for the longer history.
 
     It has no softmax, so no `negatives`.
     """
@@ -219,7 +219,7 @@ class DreamRecConfig(BlockShape):
 
 
 class DiffuRecConfig(TransformerShape):
-    """DiffuRec (arXiv 2304.00686); the defaults are the published code's, but for `prefixes` (papers.md 4.1)."""
+    """DiffuRec (arXiv 2304.00686); the defaults are the published code's, but for `prefixes`."""
 
     kind: ClassVar[str] = "sequence"
     model: Literal["diffurec"] = "diffurec"
@@ -262,7 +262,7 @@ class DNNConfig(Architecture):
 
 
 class AsymDiffRecConfig(Architecture):
-    """AsymDiffRec (arXiv 2508.12706) around a base model (papers.md 1)."""
+    """AsymDiffRec (arXiv 2508.12706) around a base model."""
 
     kind: ClassVar[str] = "ranking"
     model: Literal["asymdiffrec"] = "asymdiffrec"

@@ -4,7 +4,7 @@ A table collapses when its rows come to lie in one direction or in few: the mean
 towards 0. All four figures follow from moments that add up over blocks of rows and over ranks, so a table of any
 length needs D x D numbers beside it.
 
-The figures are those of papers.md 2.7 (ADRec's embedding_metrics.ipynb), which has their values, but not how KL is
+The figures are those of embedding_metrics.ipynb in the published ADRec code, which has their values, but not how KL is
 defined. `kl_gaussian` is ours: of the definitions that fit those values it is the one that neither rotation nor scale
 changes. On N(0, I) tables it gives 0.87 +- 0.01 for 0.88 (Baby) and 0.69 +- 0.01 for 0.68 (Beauty), all of it from
 estimating Σ from V rows, about D² / 4V. What the values rule out is N(0, I) itself as the reference (a table of

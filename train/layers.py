@@ -1,9 +1,9 @@
 """Causal Transformer blocks over packed or left-padded sequences, shared by the sequence models.
 
-Post-LayerNorm blocks (eps 1e-12, feed-forward 4D), as in the published SASRec and ADRec code (papers.md 2.1).
-Unlike that code, a position reads its own sequence only: never padding, so results do not depend on its amount
-(peers.md, defect 4), and never another sequence of the same row. GELU is exact, not the published approximation by
-tanh, which is at most 5e-4 away and takes a CPU three times as long.
+Post-LayerNorm blocks (eps 1e-12, feed-forward 4D), as in the published SASRec and ADRec code. Unlike that code, a
+position reads its own sequence only: never padding, so results do not depend on its amount, and never another sequence
+of the same row. GELU is exact, not the published approximation by tanh, which is at most 5e-4 away and takes a CPU
+three times as long.
 
 Reading of a history that stays as it is while only its last token changes (a reverse process): `prefill` keeps what
 enters each block at all tokens but the last, `extend` runs the last one over them at the cost of one token.

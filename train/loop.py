@@ -66,7 +66,7 @@ def prepare(device: torch.device, threads: int, precision: str) -> None:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
     if device.type == "cpu":
-        torch.set_flush_denormal(True)  # peers.md B2: denormals made epochs 10 to 25 times slower
+        torch.set_flush_denormal(True)  # denormals made epochs 10 to 25 times slower
 
 
 class Leaving:

@@ -97,7 +97,7 @@ class TestByHand:
             embedding_health(table([[1, bad], [0, 1]]))
 
     def test_of_a_gaussian_as_published(self):
-        """papers.md 2.7: isotropy .517 and KL 0.88 on Baby's shape; a draw of the table moves both a little."""
+        """The notebook has isotropy .517 and KL 0.88 on Baby's shape; a draw of the table moves both a little."""
         rows = torch.randn(4731, 128, generator=torch.Generator().manual_seed(0))
         found = embedding_health(table(rows))
         assert found["variance"] == pytest.approx(1, abs=0.01)

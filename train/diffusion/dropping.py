@@ -1,4 +1,4 @@
-"""The forward process of AsymDiffRec: each step drops one more feature field (papers.md 1.1).
+"""The forward process of AsymDiffRec: each step drops one more feature field (arXiv 2508.12706).
 
 Shapes: B samples, N feature fields.
 """

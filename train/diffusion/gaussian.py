@@ -1,6 +1,6 @@
 """The Gaussian diffusion process: noising, its posterior, and sampling with an x0-predicting denoiser.
 
-Ho et al. (2020), with the published ADRec code's choices (papers.md 2.2): fixed posterior variance
+Ho et al. (2020), with the published ADRec code's choices: fixed posterior variance
 whose first entry is replaced by the second, no noise at t = 0. Step indices run from 0 (least noisy)
 to T-1. A step may be given per sample or per token: t has the leading shape of x.
 

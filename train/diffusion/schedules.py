@@ -36,7 +36,7 @@ def alphas_cumprod(name: str, steps: int) -> Tensor:
 def _trunc_lin(steps: int) -> Tensor:
     """Linear from s/10000 + 0.01 to s/50 + 0.01, s = 1000/T; an end above 1 becomes s/1000 + 0.01.
 
-    The schedule of the published ADRec and DiffuRec code (papers.md 2.2).
+    The schedule of the published ADRec and DiffuRec code.
     """
     scale = 1000 / steps
     start, end = scale * 0.0001 + 0.01, scale * 0.02 + 0.01
@@ -64,7 +64,7 @@ def _pw_lin(steps: int) -> Tensor:
 
 
 def _beta(steps: int) -> Tensor:
-    """abar_i = the quantile 1 - (i + 1) / (T + 1) of Beta(0.3, 10) (papers.md 2.2; the grid is ours)."""
+    """abar_i = the quantile 1 - (i + 1) / (T + 1) of Beta(0.3, 10), as published with ADRec; the grid is ours."""
     from scipy.stats import beta
 
     abar = beta.ppf(1 - np.arange(1, steps + 1) / (steps + 1), 0.3, 10)

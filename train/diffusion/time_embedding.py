@@ -1,4 +1,4 @@
-"""The code of a diffusion step: sinusoids through a small network, as ADRec and DiffuRec have it (papers.md 2.1).
+"""The code of a diffusion step: sinusoids through a small network, as the published code of ADRec and DiffuRec has it.
 
 Shapes: D width, T steps of the process.
 """

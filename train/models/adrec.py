@@ -1,9 +1,9 @@
 """ADRec (arXiv 2505.19544): auto-regressive diffusion with an independent step for every token.
 
-Read from papers.md 2.1-2.4. History -> CAM -> c. Every token of the shifted target sequence is noised
-by its own step, r = c + lambda (x_t + temb(t)), and the denoiser ADM predicts x_0 at every position.
-Differences from the published code, all deliberate: padding is masked as a key (config.seen_padding
-restores the quirk), padding and unknown are no candidates, the frozen table is really frozen, GELU is exact.
+Published code: github.com/Nemo-1024/ADRec at 0a30ef7. History -> CAM -> c. Every token of the shifted target sequence
+is noised by its own step, r = c + lambda (x_t + temb(t)), and the denoiser ADM predicts x_0 at every position.
+Differences from that code, all deliberate: padding is masked as a key (config.seen_padding restores the quirk),
+padding and unknown are no candidates, the frozen table is really frozen, GELU is exact.
 
 Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue rows.
 """
@@ -37,7 +37,7 @@ _PUBLISHED_DECAY = 1e-5
 
 
 class MLPDenoiser(nn.Module):
-    """ADM without attention: D -> 4D -> D with SiLU, then LayerNorm (papers.md 2.1); each token for itself."""
+    """ADM without attention: D -> 4D -> D with SiLU, then LayerNorm, as published; each token for itself."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class ADRec(ItemModel):
         self.pretrain_encoder = HistoryEncoder.of(config) if own_encoder else None
 
     def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
-        """0.5 * (ce_weight * CE + mse_weight * MSE), both of x0_hat (papers.md 2.3).
+        """0.5 * (ce_weight * CE + mse_weight * MSE), both of x0_hat: the published mean of two gradients.
 
         CE: mean over targets. MSE: mean over a sequence's targets and D, then over sequences that have any.
         """
@@ -107,7 +107,7 @@ class ADRec(ItemModel):
         return LossParts(terms, batch.counts)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
-        """Stage 1: next-item cross-entropy of a SASRec on the same table, which is CAM itself or (papers.md 2.4) an
+        """Stage 1: next-item cross-entropy of a SASRec on the same table, which is CAM itself or (as published) an
         encoder without positions that is then left behind."""
         visible, shown_BLD = self._visible(batch), self.items(batch.items_BL)
         if self.pretrain_encoder is None:
@@ -135,8 +135,8 @@ class ADRec(ItemModel):
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0 of the last token, sampled in `steps` (None: T). Put the model in eval mode first.
 
-        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout (papers.md
-        2.2), so the denoiser reads them once, and a reverse step costs one token. The last starts from N(0, I), or
+        Earlier tokens of the shifted target sequence are known: they stay clean, at step 0, throughout, as
+        published, so the denoiser reads them once, and a reverse step costs one token. The last starts from N(0, I), or
         with 0 steps from 0, and is then read once.
         """
         batch = batch.latest(self.config.max_length)
@@ -161,7 +161,7 @@ class ADRec(ItemModel):
         return self.diffusion.sample(denoise, start_BD, steps, generator, deterministic)[:, None]
 
     def stages(self) -> list[Stage]:
-        """pretrain (table and its own encoder), align (table frozen), finetune (papers.md 2.4).
+        """pretrain (table and its own encoder), align (table frozen), finetune: three programs in the published code.
 
         A stage whose share is 0 is left out.
         """

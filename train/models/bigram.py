@@ -4,7 +4,7 @@ score(v | last item w) = count(w -> v) + place(v), where count is over the trans
 chunk, and 0 <= place(v) < 1 orders items that followed w equally often (most of them never) by their popularity:
 place(v) = (number of smaller popularities that occur) / (number of popularities that occur), so that float32 still
 tells them apart beside a count in the hundreds. Without a last item, or after an unknown one, this is popularity.
-The floor of the comparisons in peers.md (B1, B4).
+The floor of every comparison of models that read more than that.
 
 Shapes: B users, R = 1 vector per user, V catalogue rows, M followers kept of each item, P distinct pairs.
 """

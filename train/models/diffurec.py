@@ -1,11 +1,11 @@
-"""DiffuRec (arXiv 2304.00686): the noisy target is added to every item of the history (papers.md 4.1).
+"""DiffuRec (arXiv 2304.00686): the noisy target is added to every item of the history.
 
 z_i = LN(e_i) + lambda_i (x_t + temb(t)), each of lambda_i's D components from N(delta, delta); z -> Transformer in
 both directions -> x0_hat, read at the last event; cross-entropy of x0_hat . E alone. Items have no positions.
 Every target needs a pass over the history before it (train/prefixes.py), and every reverse step one over the whole
 history: what it adds to the last step's result reaches all positions, so nothing can be kept from one to the next.
-Differences from the published code, all deliberate: padding is never attended, padding and unknown are no
-candidates, and targets may be drawn (config.prefixes).
+Differences from the published code (github.com/WHUIR/DiffuRec at f6f70c9), all deliberate: padding is never attended,
+padding and unknown are no candidates, and targets may be drawn (config.prefixes).
 
 Shapes: B batch, L length, D width, N prefixes, C rows and P width of the packed prefixes, R = 1 vector per user.
 """

@@ -1,12 +1,13 @@
-"""DreamRec (arXiv 2310.20453): the next item's vector drawn by a diffusion that the history guides (papers.md 4.2).
+"""DreamRec (arXiv 2310.20453): the next item's vector drawn by a diffusion that the history guides.
 
 History -> causal encoder -> c. The target's vector is noised by its own step, f(x_t, c, t) = W [x_t; c; temb(t)] + b
 predicts it, and the loss is the squared error alone: no negatives, and the targets are rows of the table that is
 being learnt. In training c is replaced by a learnt null vector for some sequences, so that sampling can be guided:
 f~ = (1 + w) f(x_t, c, t) - w f(x_t, null, t).
-Differences from the published code, all deliberate: every position is trained in one pass under the causal mask
-instead of one row per prefix, the encoder has post-LayerNorm blocks (train/layers.py), a step's code is ADRec's, a user
-without a history has the null condition, and dropout is off at inference (there it never is: peers.md, defect 8).
+Differences from the published code (github.com/YangZhengyi98/DreamRec at 454133c), all deliberate: every position is
+trained in one pass under the causal mask instead of one row per prefix, the encoder has post-LayerNorm blocks
+(train/layers.py), a step's code is ADRec's, a user without a history has the null condition, and dropout is off at
+inference (there it never is).
 
 Shapes: B batch, L length, D width, T steps, R = 1 vector per user, V catalogue rows.
 """

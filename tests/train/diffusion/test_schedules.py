@@ -10,7 +10,7 @@ from train.diffusion.schedules import alphas_cumprod
 
 
 def test_trunc_lin_at_32_steps_has_the_printed_values():
-    """papers.md 2.2, computed there from the published code."""
+    """Computed from the published code."""
     abar = alphas_cumprod("trunc_lin", 32)[[0, 3, 7, 15, 23, 31]].tolist()
     assert abar == pytest.approx([0.987, 0.837, 0.494, 0.052, 8.0e-4, 9.9e-7], rel=0.01)
     assert abar[0] == pytest.approx(1 - 0.013125, abs=1e-12)

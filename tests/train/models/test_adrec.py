@@ -401,7 +401,7 @@ def test_each_stage_frees_what_our_own_choice_says():
 
 
 def test_the_published_freeze_moves_every_weight_by_the_step_size_towards_zero():
-    """0.00096 a step at 1e-3, measured in the published training path (peers.md, defect 2)."""
+    """0.00096 a step at 1e-3, measured in the published training path."""
     model = adrec(align="shrinking").train()
     torch.nn.init.uniform_(model.items.weight, 0.05, 0.1)
     names = {name for name, _ in model.named_parameters()}
