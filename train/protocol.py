@@ -112,7 +112,7 @@ class SequenceBatch:
     def by_length(self, events: int = 6400) -> Iterator[tuple[Tensor, SequenceBatch]]:
         """Left-padded histories of similar length, shortest first, as (their places in this batch, the batch as wide
         as its longest): as many at once as have up to `events` places, so that little of what is computed on them is
-        padding, and short ones come in large numbers.
+        padding, and short ones come in large numbers; of one and the same length four times as many.
 
         >>> batch = SequenceBatch.left_padded(torch.tensor([[5, 6, 7], [0, 0, 8], [0, 0, 9]]))
         >>> [(places.tolist(), part.items_BL.tolist()) for places, part in batch.by_length(events=3)]
@@ -122,7 +122,8 @@ class SequenceBatch:
         order_B = length_B.argsort(stable=True)
         lengths, start = length_B[order_B].tolist(), 0
         for end in range(1, len(lengths) + 1):
-            if end == len(lengths) or (end + 1 - start) * lengths[end] > events:
+            alike = end < len(lengths) and lengths[end] == lengths[start]
+            if end == len(lengths) or (end + 1 - start) * lengths[end] > (4 * events if alike else events):
                 places = order_B[start:end]
                 yield places, self.rows(places).latest(lengths[end - 1])
                 start = end

@@ -24,10 +24,14 @@ class TimeEmbedding(nn.Module):
         self.apply(initialise)
 
     def forward(self, t: Tensor) -> Tensor:
-        """(..., D) of steps (...), each of the T steps worked out once: there are fewer of them than tokens."""
-        t_T = torch.arange(self.steps, device=t.device)
+        """(..., D) of steps (...)."""
+        return self.codes()[t]
+
+    def codes(self) -> Tensor:
+        """temb_TD of all steps, which are fewer than tokens."""
+        t_T = torch.arange(self.steps, device=next(self.mlp.parameters()).device)
         temb_TD: Tensor = self.mlp(sinusoid(t_T * self.scale, self.width))
-        return temb_TD[t]
+        return temb_TD
 
 
 def sinusoid(time: Tensor, width: int) -> Tensor:

@@ -210,9 +210,9 @@ class ADRec(ItemModel):
         chance_BL = torch.rand(batch.items_BL.shape, generator=generator, device=generator.device).to(c_BLD.device)
         return c_BLD * (batch.of_sequence(chance_BL) >= self.config.guidance_drop)[..., None]
 
-    def _entering(self, x_t: Tensor, t: Tensor, own: Tensor | None = None) -> Tensor:
+    def _entering(self, x_t: Tensor, code: Tensor, own: Tensor | None = None) -> Tensor:
         """What comes in beside c: lambda (x_t + temb(t)), and with self-conditioning the denoiser's own last answer."""
-        entering = self.noise_scale * (x_t + self.time(t))
+        entering = self.noise_scale * (x_t + code)
         if self.config.noise_scaling == "normalised":
             entering = entering * self.cam.size().detach()
         return entering if own is None or self.own_answer is None else entering + self.own_answer(own)
@@ -221,7 +221,7 @@ class ADRec(ItemModel):
         self, c_BLD: Tensor, x_t_BLD: Tensor, t_BL: Tensor, visible: Visible, own_BLD: Tensor | None = None
     ) -> Tensor:
         """x0_hat_BLD of all tokens at once, as in training."""
-        return self.adm(c_BLD + self._entering(x_t_BLD, t_BL, own_BLD), visible)
+        return self.adm(c_BLD + self._entering(x_t_BLD, self.time(t_BL), own_BLD), visible)
 
 
 class _Reader:
@@ -233,8 +233,8 @@ class _Reader:
         c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
         # As in training, a padded position has no target, even where the first event follows it.
         known_BCD = shown_BLD[:, 1:] * visible.real_BL[:, :-1, None]
-        first_BC = torch.zeros_like(batch.items_BL[:, 1:])
-        entering_BCD = model._entering(model._in_process(known_BCD), first_BC)
+        self.code_TD = model.time.codes()
+        entering_BCD = model._entering(model._in_process(known_BCD), self.code_TD[0])
         self.c_BD = c_BLD[:, -1]
         self.kept = model.adm.prefill(c_BLD[:, :-1] + entering_BCD, visible)
         self.unguided = model.adm.prefill(entering_BCD, visible) if model.config.guidance != 1 else None
@@ -243,7 +243,7 @@ class _Reader:
     def x0_hat(self, x_t_BD: Tensor, t_B: Tensor) -> Tensor:
         """x0_hat_BD of the last token at steps t_B, as the process has it."""
         model = self.model
-        entering_BD = model._entering(x_t_BD, t_B, self.own_BD)
+        entering_BD = model._entering(x_t_BD, self.code_TD[t_B], self.own_BD)
         x0_hat_BD = model.adm.extend(self.c_BD + entering_BD, self.kept)
         if self.unguided is not None:
             without_BD = model.adm.extend(entering_BD, self.unguided)

@@ -208,24 +208,24 @@ def test_inference_touches_only_the_last_token_and_encodes_the_history_once():
     model.cam.register_forward_hook(lambda *_: encoded.append(1))
     inner = model._entering
 
-    def spy(x_t, t, own=None):
-        entered.append((x_t, t))
-        return inner(x_t, t, own)
+    def spy(x_t, code, own=None):
+        entered.append((x_t, code))
+        return inner(x_t, code, own)
 
     model._entering = spy
     model.user_vectors(histories([4, 5, 6]), None, seeded(7))
     assert len(encoded) == 1
-    (known, first), *last = entered
-    assert first.tolist() == [[0, 0]]
+    (known, clean), *last = entered
+    assert torch.equal(clean, model.time(torch.tensor(0)))
     assert torch.equal(known[0], model.items.weight[[5, 6]])  # 4 -> 5, 5 -> 6
-    assert [t.tolist() for _, t in last] == [[7], [6], [5], [4], [3], [2], [1], [0]]
+    assert torch.equal(torch.cat([code for _, code in last]), model.time(torch.arange(8).flip(0)))
     assert torch.equal(last[0][0], torch.randn(1, 16, generator=seeded(7)))
 
 
 def test_padding_has_no_target_where_the_first_event_follows_it():
     model = adrec()
     entered = []
-    model._entering = lambda x_t, t, own=None: entered.append(x_t) or torch.zeros_like(x_t)
+    model._entering = lambda x_t, code, own=None: entered.append(x_t) or torch.zeros_like(x_t)
     model.user_vectors(histories([4, 5, 6, 7], [8]), 1, seeded())
     known = entered[0]  # by length: [8] first, in as many columns as the other has
     assert torch.equal(known[0], torch.zeros(3, 16))
@@ -311,7 +311,7 @@ def test_normalised_noise_is_as_long_as_the_encoding():
     torch.testing.assert_close(c[:, -3:].norm(dim=-1), torch.ones(1, 3), rtol=1e-4, atol=0)  # sqrt(16) / 4
     torch.nn.init.zeros_(model.time.mlp[-1].weight)
     torch.nn.init.zeros_(model.time.mlp[-1].bias)
-    added = model._entering(model._in_process(model.items(batch.items_BL)), torch.zeros_like(batch.items_BL))
+    added = model._entering(model._in_process(model.items(batch.items_BL)), model.time(torch.tensor(0)))
     torch.testing.assert_close(added[:, -3:].norm(dim=-1), torch.ones(1, 3))
 
 
