@@ -149,6 +149,8 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
         return None
     if getattr(config, "combine", None) == "project":
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
+    if getattr(config, "seen_padding", False):
+        return "training.sharded: config.seen_padding needs a vector of padding, which a sharded table has not; unset it"
     if getattr(config, "align", None) == "shrinking":
         return "training.sharded: config.align: shrinking needs the whole table's gradient; set it to frozen"
     negatives = getattr(config, "negatives", None)

@@ -23,6 +23,7 @@ from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.time_embedding import TimeEmbedding
 from train.item_table import ItemModel, ItemTable
 from train.layers import (
+    EMBEDDING_STD,
     LAYER_NORM_EPS,
     CausalTransformer,
     HistoryEncoder,
@@ -64,6 +65,10 @@ class ADRec(ItemModel):
     def __init__(self, config: ADRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
+        if config.seen_padding:
+            # Where padding is seen, a zero vector would stay zero from LayerNorm to LayerNorm, each of which multiplies
+            # its gradient by 1e6. The row still gets none itself.
+            nn.init.normal_(self.items.weight.detach()[PADDING], std=EMBEDDING_STD)
         self.cam = HistoryEncoder.of(config)
         self.adm: CausalTransformer | MLPDenoiser = MLPDenoiser(config.width)
         if config.denoiser == "attention":
@@ -231,8 +236,8 @@ class _Reader:
         self.model = model
         visible = model._visible(batch)
         c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
-        # As in training, a padded position has no target, even where the first event follows it.
-        known_BCD = shown_BLD[:, 1:] * visible.real_BL[:, :-1, None]
+        # As in training, padding stands for the target of a padded position, even where the first event follows it.
+        known_BCD = torch.where(visible.real_BL[:, :-1, None], shown_BLD[:, 1:], shown_BLD[:, :-1])
         self.code_TD = model.time.codes()
         entering_BCD = model._entering(model._in_process(known_BCD), self.code_TD[0])
         self.c_BD = c_BLD[:, -1]

@@ -116,6 +116,13 @@ class TestPointwise(ADRecTests):
 class TestSeenPadding(ADRecTests):
     shape = {"seen_padding": True}  # noqa: RUF012
 
+    def test_padding_rows_do_not_move(self):
+        """It has a vector, though: one that is seen and is zero would be divided by its own size."""
+        model = self.fresh().train()
+        model.loss(TRAINING, seeded()).total.backward()
+        assert model.item_table()[0].abs().max() > 0
+        assert model.item_table().grad[0].abs().max() == 0
+
     def test_padding_is_seen(self):
         """The quirk: as if padding were events of its own; always as many of them as fit, whoever else is there."""
         model = self.fresh()
