@@ -272,7 +272,7 @@ def _summary(
         "embedding_health": {n.removeprefix(PREFIX): v for n, v in report.items() if n.startswith(PREFIX)},
         "epochs": report["epochs"],
         "config": settings.config.model_dump(mode="json"),
-        "training": settings.training.model_dump(mode="json"),
+        "training": {**settings.training.model_dump(mode="json"), "workers": report["workers"]},  # those that trained
         "evaluation": settings.evaluation.model_dump(mode="json"),
     }
 

@@ -5,8 +5,9 @@ users.parquet   a row per user in the order of the split's file: `user`, and eve
                 null where the candidate set leaves the user out
 MANIFEST.json   sizes and hashes of the two
 
-A folder is written under another name, synced and renamed: it is there whole or not at all. Two studies that make
-the same cell get the same figures, and the first one's stays. No lock is needed to read or to write.
+A folder is written under another name, synced and renamed: it is there whole or not at all. Of two studies that
+make the same cell the first one's stays; with the same number of workers both get the same figures. No lock is needed
+to read or to write.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ class Cell:
 
     @property
     def trained(self) -> dict[str, Any]:
-        """What decides the weights."""
+        """What is learnt, not how it is carried out (train.settings.OPERATIONAL)."""
         kept = self.settings.model_dump(mode="json", exclude={"evaluation": True, "training": OPERATIONAL})
         return {"data": self.data_digest, **kept}
 

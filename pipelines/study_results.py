@@ -62,9 +62,11 @@ class Results:
             return ["Nothing was measured yet."]
         dates = sorted(cell["date"][:10] for cell in cells)
         cores = sorted({str(cell["cores"]) for cell in cells})
+        workers = sorted({str(cell["figures"]["training"]["workers"]) for cell in cells} - {"0"})  # 0: counted models
         codes = sorted({cell["code"] for cell in cells})
         return [
-            f"Measured from {dates[0]} to {dates[-1]} on {' or '.join(cores)} CPU cores; code {', '.join(codes)}.",
+            f"Measured from {dates[0]} to {dates[-1]} on {' or '.join(cores)} CPU cores, training workers: "
+            f"{' or '.join(workers) or 'none'}; code {', '.join(codes)}. What else ran then is not known.",
         ]
 
     def _table(self, table: Table) -> StudyTable:
@@ -79,8 +81,9 @@ class Results:
         shown: dict[str, Spread | None] = {}
         for column in COLUMNS:
             name, metric = column.split("/")
-            values = [f[name][metric] for f in figures]
-            shown[column] = spread([100 * v for v in values]) if None not in values else None
+            # Weights are selected once, by how the trained row is read while it is trained.
+            told = [] if column == SELECTED_BY and row.name != row.planned else [f[name][metric] for f in figures]
+            shown[column] = spread([100 * v for v in told]) if None not in told else None
         return StudyRow(
             row.name, len(figures), shown, spread([f["train_seconds"] for f in figures]),
             spread([f["users"] / f["score_seconds"] for f in figures]),

@@ -215,8 +215,8 @@ class Worker:
         except NotFiniteError as error:
             raise TrainingError(
                 f"{error} in stage {state.stage!r}, epoch {state.epoch + 1}, step {state.position + 1} of the "
-                f"epoch ({state.step + 1} of the run); the weights were not changed. Lower training.learning_rate "
-                "or training.clip_norm"
+                f"epoch ({state.step + 1} of the run); the weights were not changed. Lower training.learning_rate or "
+                + ("training.clip_norm" if settings.clip_norm else "set training.clip_norm")
             ) from None
         if self.average is not None:
             self.average.update(self.model, state.step)

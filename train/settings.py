@@ -15,7 +15,8 @@ OPERATIONAL = {
     "workers", "threads", "use_gpu", "max_failures", "timeout_seconds", "checkpoint_every", "checkpoint_seconds",
     "keep_checkpoints", "cache",
 }  # fmt: skip
-"""Settings that do not decide the weights."""
+"""How a run is carried out, not what it learns: another choice goes on with the same run. Another number of workers
+draws dropout and noise otherwise, so the weights are others, as those of another seed are."""
 
 
 class TrainingSettings(Settings):
@@ -150,7 +151,7 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
     if getattr(config, "combine", None) == "project":
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
     if getattr(config, "seen_padding", False):
-        return "training.sharded: config.seen_padding needs a vector of padding, which a sharded table has not; unset it"
+        return "training.sharded: config.seen_padding needs a vector of padding, which a sharded table lacks; unset it"
     if getattr(config, "align", None) == "shrinking":
         return "training.sharded: config.align: shrinking needs the whole table's gradient; set it to frozen"
     negatives = getattr(config, "negatives", None)

@@ -17,7 +17,7 @@ from train.settings import OPERATIONAL
 _CORNERS = 1024  # of a larger space only so many are tried out beforehand, and whatever is drawn
 _REFUSED = {
     "config.model": "another architecture is another model; list it as a baseline",
-    **{f"training.{name}": "it does not decide the weights" for name in OPERATIONAL},
+    **{f"training.{name}": "it is how a run is carried out, not what it learns" for name in OPERATIONAL},
 }
 
 

@@ -73,7 +73,7 @@ class TrainRequest:
 
     @property
     def config_hash(self) -> str:
-        """Of everything that decides the weights, so not of the number of workers or of checkpoints.
+        """Of what is learnt, not of how it is carried out (train.settings.OPERATIONAL).
 
         Raises ArtifactError when `initial` is no artifact.
         """

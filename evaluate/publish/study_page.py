@@ -117,10 +117,11 @@ def _results(table: StudyTable) -> Section:
         cost = (row.train_seconds, row.users_per_second, memory, row.kl_gaussian)
         rows.append([row.name, f"{row.seeds} of {table.seeds}", *(row.figures.get(c) for c in table.columns), *cost])
     about = (
-        f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Training seconds and "
-        "memory are those of the trained model, whichever way it is evaluated: the largest sum over the training "
-        "workers, or for a counted model that of the study's own process. KL of item table: nats between its rows "
-        "and a round Gaussian; it grows as a table collapses."
+        f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Validation is that "
+        "by which weights were selected, in training.validation_steps reverse steps. Training seconds and memory are "
+        "those of the trained model, whichever way it is evaluated: the largest sum over the training workers, or for "
+        "a counted model that of the study's own process. KL of item table: nats between its rows and a round "
+        "Gaussian; it grows as a table collapses."
     )
     return Section(table.title, about, heads, rows)
 

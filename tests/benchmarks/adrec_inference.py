@@ -81,7 +81,8 @@ def main() -> None:
     """One line of figures."""
     torch.set_flush_denormal(True)
     torch.manual_seed(0)
-    model = ADRec(ADRecConfig(width=128, heads=4, noise_scale=1.0), CATALOGUE).eval()
+    config = ADRecConfig(width=128, heads=4, noise_scale=1.0, denoiser_start="random")
+    model = straightforward.stir(ADRec(config, CATALOGUE), 0.02).eval()
     with torch.inference_mode():
         speedup, difference = beside(model, dense(USERS))
         real, other = beside(model, as_in_logs(USERS))

@@ -136,7 +136,7 @@ def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pyte
 
     carried_out("popularity", data, tmp_path / "w")  # cuts the split otherwise, in a version of its own
 
-    # Published: no training, no Ray, and the same figures; another number of workers decides nothing.
+    # Published: no training, no Ray, and the same figures; asked of another number of workers too.
     import train.trainer
 
     monkeypatch.setattr(train.trainer, "fit", None)
@@ -146,6 +146,7 @@ def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pyte
         assert again.per_user.keys() == first.per_user.keys()
         assert all(np.array_equal(again.per_user[name], values) for name, values in first.per_user.items())
         assert again.summary["train_seconds"] == summary["train_seconds"]
+        assert again.summary["training"]["workers"] == 2  # those that trained
     with pytest.raises(TypeError, match="not callable"):
         carried_out("sasrec", data, tmp_path / "w", *SASREC, "training.epochs=1")
 

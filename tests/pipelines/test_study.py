@@ -201,11 +201,13 @@ class TestWhatIsKept:
         plan = planned(tmp_path, data)
         carried_out(plan, out, "popularity")
         found = json.loads((out / "study.json").read_text())["tables"][0]
-        first, _, missing = found["rows"]
+        first, sevens, missing = found["rows"]
         for name, users in by_hand(drawn()).items():
             mean = np.mean([values["ndcg_at_20"] for values in users.values()])
             told = first["figures"][f"{name}/ndcg_at_20"]
             assert told == {"mean": pytest.approx(100 * mean), "deviation": pytest.approx(0)}
+        assert first["figures"]["valid/ndcg_at_20"]["mean"] > 0
+        assert sevens["figures"]["valid/ndcg_at_20"] is None  # selected by the trained row's inference
         assert (first["seeds"], missing["seeds"], missing["figures"]["all_items/hr_at_20"]) == (2, 0, None)
         same, other = found["contrasts"][:2], found["contrasts"][2:]
         assert [(c["row"], c["against"], c["candidates"], c["same_model"]) for c in same] == [

@@ -42,6 +42,20 @@ def job(root: Path, model=SASREC, run: str = "run", **settings) -> Job:
     )  # fmt: skip
 
 
+def test_numbers_too_small_for_full_precision_are_zero_on_a_cpu():
+    """One such operand makes an instruction tens of times slower."""
+    tiny = torch.full((64,), 1e-40)
+    before, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    try:
+        assert torch.set_flush_denormal(False)
+        assert (tiny * 1).sum() > 0
+        loop.prepare(torch.device("cpu"), before, "fp32")
+        assert (tiny * 1).sum() == 0
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_float32_matmul_precision(precision)
+
+
 def test_a_warm_up_longer_than_the_run(tmp_path):
     with pytest.raises(TrainingError, match=r"training\.warmup_steps 13 exceeds the run's 12 steps"):
         worker_of(job(tmp_path, warmup_steps=13))

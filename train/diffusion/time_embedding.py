@@ -24,11 +24,11 @@ class TimeEmbedding(nn.Module):
         self.apply(initialise)
 
     def forward(self, t: Tensor) -> Tensor:
-        """(..., D) of steps (...)."""
+        """(..., D) of steps (...), in training, where there are more tokens than steps."""
         return self.codes()[t]
 
     def codes(self) -> Tensor:
-        """temb_TD of all steps, which are fewer than tokens."""
+        """temb_TD of all steps, for a reverse process to look up."""
         t_T = torch.arange(self.steps, device=next(self.mlp.parameters()).device)
         temb_TD: Tensor = self.mlp(sinusoid(t_T * self.scale, self.width))
         return temb_TD

@@ -76,12 +76,13 @@ class DiffuRec(ItemModel):
             (places, shown_BLD[places, -part.items_BL.shape[1] :], both_ways(part.items_BL, part.place_BL))
             for places, part in batch.by_length()
         ]
+        code_TD = self.time.codes()
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
             # As many draws however much padding there is: an event's are those of its place from the end.
             draws = shown_BLD.new_zeros(len(x_t_BD), self.config.max_length, self.config.width)
             draws = draws if steps == 0 else draw_noise(draws, generator)
-            noisy_B1D, x0_hat_BD = (x_t_BD + self.time(t_B))[:, None], torch.empty_like(x_t_BD)
+            noisy_B1D, x0_hat_BD = (x_t_BD + code_TD[t_B])[:, None], torch.empty_like(x_t_BD)
             for places, part_BLD, visible in parts:
                 part_draws = draws[places, -part_BLD.shape[1] :]
                 x0_hat_BD[places] = self._denoise(part_BLD, noisy_B1D[places], part_draws, visible)[:, -1]

@@ -47,7 +47,7 @@ class DreamRec(nn.Module):
         shown_BLD, x0_BLD = self.items(torch.stack([batch.items_BL, batch.targets_BL])).unbind()
         c_BLD = self._dropped(self._encode(batch, shown_BLD), batch, generator)
         x_t_BLD, t_BL = self._noised(x0_BLD, generator)
-        error_BL = (self._denoise(x_t_BLD, c_BLD, t_BL) - x0_BLD).square().mean(dim=-1)
+        error_BL = (self._denoise(x_t_BLD, c_BLD, self.time(t_BL)) - x0_BLD).square().mean(dim=-1)
         mse = (error_BL * (batch.targets_BL >= FIRST_INDEX)).sum()
         return LossParts({"mse": Term(mse, "targets")}, batch.counts)
 
@@ -62,8 +62,8 @@ class DreamRec(nn.Module):
         c_BD = self._encode(batch, self.items(batch.items_BL))[:, -1]
         c_BD = torch.where(batch.items_BL[:, -1:] == PADDING, self.null, c_BD)
         guided_BD = (1 + self.config.guidance) * c_BD - self.config.guidance * self.null
-        start_BD = draw_noise(c_BD, generator)
-        x0_BD = self.diffusion.sample(lambda x, t: self._denoise(x, guided_BD, t), start_BD, steps, generator)
+        start_BD, code_TD = draw_noise(c_BD, generator), self.time.codes()
+        x0_BD = self.diffusion.sample(lambda x, t: self._denoise(x, guided_BD, code_TD[t]), start_BD, steps, generator)
         return x0_BD[:, None]
 
     def item_table(self) -> Tensor:
@@ -86,6 +86,6 @@ class DreamRec(nn.Module):
         t_BL = torch.randint(self.diffusion.steps, shape, generator=generator, device=device).to(x0_BLD.device)
         return self.diffusion.q_sample(x0_BLD, t_BL, draw_noise(x0_BLD, generator)), t_BL
 
-    def _denoise(self, x_t: Tensor, c: Tensor, t: Tensor) -> Tensor:
+    def _denoise(self, x_t: Tensor, c: Tensor, code: Tensor) -> Tensor:
         """f: x0_hat (..., D)."""
-        return self.denoiser(torch.cat([x_t, c, self.time(t)], dim=-1))
+        return self.denoiser(torch.cat([x_t, c, code], dim=-1))

@@ -56,6 +56,15 @@ def user_vectors(model: ADRec, batch: SequenceBatch, steps: int | None, generato
     return model.diffusion.sample(denoise, start_BD, steps, generator, model.config.sampler == "ddim")[:, None]
 
 
+def stir(model: ADRec, size: float) -> ADRec:
+    """As if trained: no bias is 0, no gain 1, and no block passes on what it is given."""
+    with torch.no_grad():
+        for name, weights in model.named_parameters():
+            if name != "items.weight":
+                weights += size * torch.randn_like(weights)
+    return model
+
+
 def loss(model: ADRec, batch: SequenceBatch, generator: torch.Generator) -> Tensor:
     """0.5 (CE + MSE) over left-padded rows: all logits at once, the code of the step worked out for every token."""
     visible = model._visible(batch)

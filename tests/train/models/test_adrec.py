@@ -43,13 +43,7 @@ def adrec(**settings) -> ADRec:
 
 
 def stirred(**settings) -> ADRec:
-    """As if trained: no bias is 0, no gain 1."""
-    model = adrec(**settings)
-    with torch.no_grad():
-        for name, weights in model.named_parameters():
-            if name != "items.weight":
-                weights += 0.2 * torch.randn_like(weights)
-    return model
+    return straightforward.stir(adrec(**settings), 0.2)
 
 
 class ADRecTests(TrainedSequenceModelContract):

@@ -65,7 +65,7 @@ def test_the_loss_is_the_error_by_hand():
 
 def test_the_error_pulls_the_target_vectors_too():
     model = dreamrec()
-    model._denoise = lambda x_t, c, t: torch.zeros_like(c)
+    model._denoise = lambda x_t, c, code: torch.zeros_like(c)
     model.loss(shifted([7, 5], length=2), seeded()).total.backward()
     torch.testing.assert_close(model.items.weight.grad[5], 2 * model.items.weight[5].detach() / 16)
 
@@ -76,8 +76,8 @@ def test_guidance_is_the_published_formula(guidance):
     model = dreamrec(guidance=guidance)
     batch = histories([4, 5, 6])
     c = model._encode(batch, model.items(batch.items_BL))[:, -1]
-    x, t = torch.randn(1, 16, generator=seeded(3)), torch.tensor([7])
-    with_c, without = model._denoise(x, c, t), model._denoise(x, model.null[None], t)
+    x, code = torch.randn(1, 16, generator=seeded(3)), model.time(torch.tensor([7]))
+    with_c, without = model._denoise(x, c, code), model._denoise(x, model.null[None], code)
     expected = (1 + guidance) * with_c - guidance * without
     torch.testing.assert_close(model.user_vectors(batch, 1, seeded(3))[:, 0], expected)
     if guidance == 0:
@@ -88,7 +88,7 @@ def test_a_user_without_a_history_has_the_null_condition():
     model = dreamrec()
     u = model.user_vectors(histories([]), 1, seeded(3))[:, 0]
     x = torch.randn(1, 16, generator=seeded(3))
-    torch.testing.assert_close(u, model._denoise(x, model.null[None], torch.tensor([7])))
+    torch.testing.assert_close(u, model._denoise(x, model.null[None], model.time(torch.tensor([7]))))
 
 
 def test_the_null_condition_takes_whole_sequences():
