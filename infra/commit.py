@@ -1,9 +1,9 @@
 """The Delta write protocol: Parquet files that tasks have written become one verified commit.
 
 `create_write_transaction` checks no file, no size and no schema, and only records an application
-transaction; this module makes up for both. Every commit REPLACES the
-partitions it names, so that a command that died anywhere can be run again: the second commit leaves
-exactly what one undisturbed commit would have left.
+transaction; this module makes up for both. Every commit REPLACES the partitions it names, so that a
+command that died anywhere can be run again: the second commit leaves exactly what one undisturbed
+commit would have left.
 
 Failure model: a local disk, which is fsynced here; nothing weaker.
 """

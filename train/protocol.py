@@ -122,11 +122,13 @@ class SequenceBatch:
         order_B = length_B.argsort(stable=True)
         lengths, start = length_B[order_B].tolist(), 0
         for end in range(1, len(lengths) + 1):
-            alike = end < len(lengths) and lengths[end] == lengths[start]
-            if end == len(lengths) or (end + 1 - start) * lengths[end] > (4 * events if alike else events):
-                places = order_B[start:end]
-                yield places, self.rows(places).latest(lengths[end - 1])
-                start = end
+            if end < len(lengths):
+                limit = 4 * events if lengths[end] == lengths[start] else events
+                if (end + 1 - start) * lengths[end] <= limit:
+                    continue
+            places = order_B[start:end]
+            yield places, self.rows(places).latest(lengths[end - 1])
+            start = end
 
     def rows(self, places: Tensor) -> SequenceBatch:
         """Some of the rows."""

@@ -76,9 +76,8 @@ Known = Mapping[str, Mapping[str, Tensor]]
 class Stepper:
     """The trained part of a model during one stage, and its optimizer.
 
-    Frozen parameters are not in the optimizer at all: no gradient, no decay, no step. What it knew
-    of them is kept for the stage that trains them again. Gains, biases and single numbers are not decayed: only what
-    has two axes or more.
+    Frozen parameters are not in the optimizer at all: no gradient, no decay, no step. What it knew of them is kept for
+    the stage that trains them again. Gains, biases and single numbers are not decayed: only what has two axes or more.
     """
 
     def __init__(

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from evaluate.retrieval import CANDIDATE_SETS
 from pipelines.progress import Progress
-from pipelines.replicate import replicate, settings_of
+from pipelines.published_split import PublishedSplit, read
+from pipelines.replicate import on_split, settings_of
 from tests.benchmarks.harness import report
 from tests.conftest import REAL_DATA
 
@@ -27,12 +28,12 @@ NOISE_SEEDS = range(5)
 FEW = (4, 0)
 
 
-def ndcg(workspace: Path, overrides: list[str], steps: int) -> list[float]:
+def ndcg(split: PublishedSplit, workspace: Path, overrides: list[str], steps: int) -> list[float]:
     """Mean over the noise seeds, by candidate set; trains what the workspace has not."""
     found: list[list[float]] = []
     for seed in NOISE_SEEDS:
         asked = [*overrides, f"evaluation.seed={seed}", f"evaluation.steps={steps}"]
-        done = replicate("adrec", REAL_DATA / "adrec-ml-100k", settings_of("adrec", asked), workspace, Progress(2))
+        done = on_split("adrec", split, settings_of("adrec", asked), workspace, Progress(2))
         found.append([done.metrics[f"{name}/ndcg_at_20"] for name in CANDIDATE_SETS])
     return [statistics.mean(values) for values in zip(*found, strict=True)]
 
@@ -43,13 +44,13 @@ def main() -> None:
     parser.add_argument("--workspaces", type=Path)
     parser.add_argument("--json", action="store_true")
     kept: Path | None = parser.parse_args().workspaces
-    figures = {}
+    figures, split = {}, read(REAL_DATA / "adrec-ml-100k")
     with tempfile.TemporaryDirectory() as scratch:
         for name, overrides in SETTINGS.items():
             workspace = (kept or Path(scratch)) / name
-            whole = ndcg(workspace, overrides, 32)
+            whole = ndcg(split, workspace, overrides, 32)
             for steps in FEW:
-                few = ndcg(workspace, overrides, steps)
+                few = ndcg(split, workspace, overrides, steps)
                 for candidates, part, all_steps in zip(CANDIDATE_SETS, few, whole, strict=True):
                     figures[f"{name}_{steps}_over_32_{candidates}"] = part / all_steps
     report("adrec_steps", figures)

@@ -151,8 +151,10 @@ class ADRec(ItemModel):
         shown_BLD = self.items(batch.items_BL)
         # What sees padding has to be given all of it.
         parts = [(slice(None), batch)] if self.config.seen_padding else batch.by_length()
+        code_TD = self.time.codes()
         readers = [
-            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :])) for places, part in parts
+            (places, _Reader(self, part, shown_BLD[places, -part.items_BL.shape[1] :], code_TD))
+            for places, part in parts
         ]
 
         def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
@@ -232,14 +234,13 @@ class ADRec(ItemModel):
 class _Reader:
     """The denoiser at the last token of some users, everything before it read once."""
 
-    def __init__(self, model: ADRec, batch: SequenceBatch, shown_BLD: Tensor) -> None:
-        self.model = model
+    def __init__(self, model: ADRec, batch: SequenceBatch, shown_BLD: Tensor, code_TD: Tensor) -> None:
+        self.model, self.code_TD = model, code_TD
         visible = model._visible(batch)
         c_BLD = model.cam(model._placed(shown_BLD, batch), visible)
         # As in training, padding stands for the target of a padded position, even where the first event follows it.
         known_BCD = torch.where(visible.real_BL[:, :-1, None], shown_BLD[:, 1:], shown_BLD[:, :-1])
-        self.code_TD = model.time.codes()
-        entering_BCD = model._entering(model._in_process(known_BCD), self.code_TD[0])
+        entering_BCD = model._entering(model._in_process(known_BCD), code_TD[0])
         self.c_BD = c_BLD[:, -1]
         self.kept = model.adm.prefill(c_BLD[:, :-1] + entering_BCD, visible)
         self.unguided = model.adm.prefill(entering_BCD, visible) if model.config.guidance != 1 else None

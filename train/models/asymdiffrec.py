@@ -1,8 +1,8 @@
 """AsymDiffRec (arXiv 2508.12706): drop raw fields, restore the representation in latent space.
 
 Around any base p = f(h(x)): T fields of x_0 are dropped, s marks the missing ones in x_T, and one call of a two-layer
-network restores the latent: z_0' = g([s, h(x_T)]). From the paper's equations as chapter 9 of github.com/datawhalechina
-/fun-rec has them; no code is published.
+network restores the latent: z_0' = g([s, h(x_T)]). No code is published; the equations are those that chapter 9
+of github.com/datawhalechina/fun-rec has of the paper.
 
     L = L_main + recon_weight * L_recon + aux_weight * L_aux
 
