@@ -29,7 +29,7 @@ from infra.tables import FIRST_INDEX, UNKNOWN
 from train.artifact import Loaded, load
 from train.protocol import SequenceBatch
 from train.ragged import Ragged
-from train.ranking import MISS, target_ranks, top_k
+from train.ranking import MISS, target_ranks, top_k, user_vectors
 from train.sequence_data import SequenceData
 
 CANDIDATE_SETS = ("all_items", "history_removed")
@@ -115,7 +115,8 @@ def _score(
         e_VD = None if own_VD is None else own_VD[:catalogue]
         for start in range(0, len(data), settings.batch_size):
             rows_B = np.arange(start, min(start + settings.batch_size, len(data)))
-            u_BRD = model.user_vectors(within(data.batch(rows_B), known), settings.steps, generator)
+            batch = within(data.batch(rows_B), known)
+            u_BRD = user_vectors(model, batch, settings.steps, generator, settings.draws)
             u_BRD = u_BRD[..., :catalogue] if e_VD is None else u_BRD  # without a table they are the scores
             target_B = torch.from_numpy(target_N[rows_B])
             history_BH = torch.from_numpy(data.histories(rows_B))

@@ -240,6 +240,86 @@ class DiffuRecConfig(TransformerShape):
     them, as published: time and memory of a step then grow with the square of the length."""
 
 
+class InterestShape(SoftmaxShape):
+    """Shape shared by the models with several interests per user."""
+
+    interests: int = Field(4, ge=1)
+    """K: interests of a user."""
+    recency: bool = True
+    """Self-attentive interests also weigh an event by how far back it is; False: by its place alone, as published."""
+
+
+class ComiRecConfig(InterestShape):
+    """ComiRec (arXiv 2005.09347), of its two forms the self-attentive or the routed one."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["comirec"] = "comirec"
+    extraction: Literal["attention", "routing"] = "attention"
+    """ComiRec-SA, or ComiRec-DR (dynamic routing)."""
+
+
+class MINDConfig(InterestShape):
+    """MIND (arXiv 1904.08030)."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["mind"] = "mind"
+    adaptive: bool = True
+    """Of a history of n events, log2 n interests (at least 1, at most K), as published."""
+    sharpness: float | None = Field(None, gt=0)
+    """Of the label-aware attention in training: softmax(sharpness * g . e) over the interests; null = the best alone,
+    which is its limit and what ComiRec's authors use."""
+
+
+class DimeRecConfig(InterestShape):
+    """DimeRec (arXiv 2408.12153). The paper gives no values: what stands here was chosen by validation (changelog)."""
+
+    kind: ClassVar[str] = "sequence"
+    model: Literal["dimerec"] = "dimerec"
+    guidance: Literal["attention", "routing", "latest"] = "attention"
+    """GEM: ComiRec-SA (the paper's main form), ComiRec-DR, or the last K items."""
+    blocks: int = Field(0, ge=0)
+    """Transformer blocks between the items and GEM; 0 = none, as published."""
+    heads: int = Field(4, ge=1)
+    """Attention heads of the blocks; must divide `width`."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Inside the blocks and on the denoiser's hidden layer."""
+    hidden: int = Field(512, ge=1)
+    """Width of the denoiser's hidden layer."""
+    steps: int = Field(32, ge=1)
+    """T: steps of the diffusion process."""
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "linear"
+    """Noise schedule (train/diffusion/schedules.py)."""
+    process: Literal["geodesic", "literal", "gaussian"] = "geodesic"
+    """The walk on the sphere; the same with its lengths as printed, which pass the antipode; or the Gaussian process
+    without a sphere (train/diffusion)."""
+    gem_weight: float = Field(1.0, ge=0)
+    """Weight of L_gem; 1 in the paper."""
+    recon_weight: float = Field(1.0, ge=0)
+    """lambda: weight of L_recon, the squared distance to the target's vector."""
+    ssm_weight: float = Field(1.0, ge=0)
+    """mu: weight of L_ssm."""
+    temperature: float | None = Field(None, gt=0)
+    """Scores are cosines over it; null: inner products, in which items keep their length."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.blocks and self.width % self.heads:
+            raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; change one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _on_a_sphere(self) -> Self:
+        if self.process != "gaussian" and self.width < 2:
+            raise ValueError("width 1: a sphere needs at least 2 dimensions; raise it, or set process: gaussian")
+        return self
+
+    @model_validator(mode="after")
+    def _the_denoiser_is_trained(self) -> Self:
+        if not self.recon_weight and not self.ssm_weight:
+            raise ValueError("recon_weight and ssm_weight are both 0: nothing trains the denoiser; raise one of them")
+        return self
+
+
 class DNNConfig(Architecture):
     """Embeddings of every field, concatenated, into a multi-layer perceptron."""
 
@@ -280,11 +360,20 @@ class AsymDiffRecConfig(Architecture):
 
 
 SequenceConfig = Annotated[
-    PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig,
+    PopularityConfig
+    | BigramConfig
+    | GRU4RecConfig
+    | SASRecConfig
+    | ADRecConfig
+    | DreamRecConfig
+    | DiffuRecConfig
+    | ComiRecConfig
+    | MINDConfig
+    | DimeRecConfig,
     Field(discriminator="model"),
 ]
 RankingConfig = Annotated[DNNConfig | AsymDiffRecConfig, Field(discriminator="model")]
 ModelConfig = (
     PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig
-    | DNNConfig | AsymDiffRecConfig
+    | ComiRecConfig | MINDConfig | DimeRecConfig | DNNConfig | AsymDiffRecConfig
 )  # fmt: skip

@@ -41,7 +41,11 @@ class ItemModel(nn.Module):
 
     def item_table(self) -> Tensor:
         """E; of a sharded table this rank's rows (train.sharded_ranking ranks over those of all)."""
-        return self.items.weight
+        return self.candidates(self.items.weight)
+
+    def candidates(self, e: Tensor) -> Tensor:
+        """Rows of the table as scores take them."""
+        return e
 
     def cross_entropy_sum(self, x_BLD: Tensor, targets_BL: Tensor, generator: torch.Generator) -> Tensor:
         """Sum over targets of −log softmax(x · E)[target], over the catalogue or, with `negatives`, a sample of it.
@@ -49,11 +53,14 @@ class ItemModel(nn.Module):
         Raises TrainingError without a `proposal` to draw negatives from.
         """
         if not self.negatives:
-            return catalogue_cross_entropy_sum(x_BLD, self.items.weight, targets_BL)[0]
+            return catalogue_cross_entropy_sum(x_BLD, self.item_table(), targets_BL)[0]
         if self.proposal is None:
             raise TrainingError("config.negatives: the model has no proposal to draw them from; set its `proposal`")
-        k = self.negatives
-        return table_sampled_cross_entropy_sum(x_BLD, self.items, targets_BL, self.proposal, k, generator)[0]
+
+        def rows(indices: Tensor) -> Tensor:
+            return self.candidates(self.items(indices))
+
+        return table_sampled_cross_entropy_sum(x_BLD, rows, targets_BL, self.proposal, self.negatives, generator)[0]
 
     def next_item_loss(self, c_BLD: Tensor, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item under c, mean over the batch's known targets."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from infra.errors import UsageError
 from infra.tables import FIRST_INDEX, PADDING
+from train.protocol import SequenceBatch, SequenceModel
 
 #: Rank of a target that is no candidate (unknown, or outside the table): beyond any int32 catalogue.
 MISS = 2**31 - 1
@@ -25,6 +26,14 @@ SCORES_AT_ONCE = 2**24
 
 _LOW_BITS = 2**32
 _NOTHING = -(2**63)
+
+
+def user_vectors(
+    model: SequenceModel, batch: SequenceBatch, steps: int | None, generator: torch.Generator, draws: int = 1
+) -> Tensor:
+    """u_BRD of several noise draws side by side, to be merged by the maximum: each draw is an answer of its own, so
+    several are several interests. `generator` goes on from one to the next; a model without noise answers the same."""
+    return torch.cat([model.user_vectors(batch, steps, generator) for _ in range(draws)], dim=1)
 
 
 def target_ranks(

@@ -5,7 +5,7 @@ Shapes: B this rank's users, A those of all ranks, R vectors per user, D width, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -28,8 +28,11 @@ def sharded_target_ranks(
     target_B: Tensor,
     history_BH: Tensor | None = None,
     chunk: int | None = None,
+    candidates: Callable[[Tensor], Tensor] = Tensor.float,
 ) -> Tensor:
     """rank_B of this rank's users, as train.ranking.target_ranks on the whole table. A collective; B may be 0.
+
+    `candidates`: rows as scores take them (ItemModel.candidates).
 
     All users go to all ranks, each counts the rivals in its shard, the counts are added up. Scores may differ
     from those of the dense function in the last bit, as its own do from one chunk size to another.
@@ -43,21 +46,24 @@ def sharded_target_ranks(
     # One shape for every product on every rank, so that equal rows have equal scores wherever they lie.
     chunk = chunk or SCORES_AT_ONCE // max(1, u_ARD.shape[0] * u_ARD.shape[1])
     chunk = max(1, min(chunk, table.rows // world))
-    own_A = sum_over_ranks(_own_scores(_scores(u_ARD, table, chunk), target_A, world))
-    count_2A = sum_over_ranks(_rivals(_scores(u_ARD, table, chunk), own_A, target_A, history_AH, world))
+    own_A = sum_over_ranks(_own_scores(_scores(u_ARD, table, chunk, candidates), target_A, world))
+    count_2A = sum_over_ranks(_rivals(_scores(u_ARD, table, chunk, candidates), own_A, target_A, history_AH, world))
     known_A = (target_A >= FIRST_INDEX) & (target_A < table.rows)
     rank_A = torch.where(known_A, 1 + torch.where(own_A.isnan(), count_2A[1], count_2A[0]), MISS)
     return rank_A[table.rank * most :][: len(target_B)]
 
 
-def _scores(u_ARD: Tensor, table: ShardedTable, chunk: int) -> Iterator[Scores]:
+def _scores(
+    u_ARD: Tensor, table: ShardedTable, chunk: int, candidates: Callable[[Tensor], Tensor]
+) -> Iterator[Scores]:
     """The shard by chunks of one size: the last begins early, and its rows that had their turn are no candidates."""
     u_RAD = u_ARD.transpose(0, 1)
     for start in range(0, len(table.weight), chunk):
         first = min(start, len(table.weight) - chunk)
         row_C = torch.arange(first, first + chunk, device=u_ARD.device)
         index_C = row_C * table.world + table.rank
-        s_AC = (u_RAD @ table.weight[first : first + chunk].float().T).amax(dim=0)
+        e_CD = candidates(table.weight[first : first + chunk]).float()
+        s_AC = (u_RAD @ e_CD.T).amax(dim=0)
         yield index_C, (row_C >= start) & (index_C >= FIRST_INDEX), s_AC
 
 

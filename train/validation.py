@@ -87,7 +87,7 @@ def _ndcg(
     u_BRD = model.user_vectors(batch, steps, generator)
     sharded = [*sharded_tables(model).values()]
     if sharded:
-        rank_B = sharded_target_ranks(u_BRD, sharded[0], target_B, history_BH)
+        rank_B = sharded_target_ranks(u_BRD, sharded[0], target_B, history_BH, candidates=model.candidates)
     else:
         rank_B = target_ranks(u_BRD, model.item_table(), target_B, history_BH)
     return ndcg_at(rank_B, NDCG_CUTOFF)[new_B]

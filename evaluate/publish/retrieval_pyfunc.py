@@ -24,7 +24,7 @@ from infra.errors import ArtifactError, UsageError
 from infra.tables import FIRST_INDEX, UNKNOWN, Kind
 from train.artifact import ITEM_FIELD
 from train.protocol import SequenceBatch
-from train.ranking import top_k
+from train.ranking import top_k, user_vectors
 
 
 def signature() -> ModelSignature:
@@ -32,12 +32,19 @@ def signature() -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec(Array(DataType.string), "history", required=False)]),
         outputs=Schema([ColSpec(Array(DataType.string), "items"), ColSpec(Array(DataType.double), "scores")]),
-        params=ParamSchema([ParamSpec("k", DataType.integer, 10), ParamSpec("keep_history", DataType.boolean, False)]),
+        params=ParamSchema(
+            [
+                ParamSpec("k", DataType.integer, 10),
+                ParamSpec("keep_history", DataType.boolean, False),
+                ParamSpec("draws", DataType.integer, 1),
+            ]
+        ),
     )
 
 
 class RetrievalModel(PythonModel):
-    """Top-K items by the model's scores; items of the history are left out unless `keep_history`."""
+    """Top-K items by the model's scores; items of the history are left out unless `keep_history`. With several `draws`
+    of a diffusion model's noise an item's score is its highest among them."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Open the verified artifact; ArtifactError when its vocabulary does not name the model's items."""
@@ -57,20 +64,23 @@ class RetrievalModel(PythonModel):
         An item that is not in the vocabulary counts as unknown; an empty history gets an answer too. Noise
         comes from seed 0 and is drawn for all rows of a call at once, so the same call gets the same
         answer, but with a diffusion model a row's answer depends on its place in the call. Raises
-        UsageError without the column `history` or with k < 1.
+        UsageError without the column `history` or with k or draws below 1.
         """
         params = params or {}
         k, keep = int(params.get("k", 10)), bool(params.get("keep_history", False))
         if "history" not in model_input.columns:
             raise UsageError(f"history: no such column; the request has {', '.join(map(str, model_input.columns))}")
+        draws = int(params.get("draws", 1))
         if k < 1:
             raise UsageError(f"k: asked for the top {k}; ask for at least 1")
+        if draws < 1:
+            raise UsageError(f"draws: asked for {draws}; ask for at least 1")
         histories = [read(cell, Kind.MULTI) or [] for cell in model_input["history"]]
         seen_BH = left_padded([[self.index.get(item, UNKNOWN) for item in items] for items in histories])
         items_BL = seen_BH[:, -self.length :] if self.length else seen_BH
         batch = SequenceBatch.left_padded(items_BL)
         with torch.inference_mode():
-            u_BRD = self.model.user_vectors(batch, None, torch.Generator().manual_seed(0))
+            u_BRD = user_vectors(self.model, batch, None, torch.Generator().manual_seed(0), draws)
             k = min(k, max(1, len(self.keys)))
             items_BK, scores_BK = top_k(u_BRD, self.model.item_table(), k, None if keep else seen_BH)
         answers = [

@@ -247,6 +247,7 @@ class TestModels:
         whole = self.measured(path, lake, version, 30)
         for size in (1, 5):
             assert self.measured(path, lake, version, 30, batch_size=size) == whole
+        assert self.measured(path, lake, version, 30, draws=3) == whole
         assert 0 < whole["metrics"]["all_items/mrr"] < 1
 
     def test_noise_is_the_seeds(self, tmp_path):
@@ -256,6 +257,7 @@ class TestModels:
         assert self.measured(path, lake, version, 30) == first
         assert self.measured(path, lake, version, 30, seed=1) != first
         assert self.measured(path, lake, version, 30, steps=1) != first
+        assert self.measured(path, lake, version, 30, draws=3) != first
         # As documented: the draws follow the batches.
         assert self.measured(path, lake, version, 30, batch_size=5) != first
         assert self.measured(path, lake, version, 30, batch_size=5) == self.measured(
@@ -344,7 +346,8 @@ class TestItemCategories:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"ks": ()}, {"ks": (5, 0)}, {"list_length": 0}, {"batch_size": 0}, {"steps": -1}, {"seed": -1}]
+    "wrong",
+    [{"ks": ()}, {"ks": (5, 0)}, {"list_length": 0}, {"batch_size": 0}, {"steps": -1}, {"seed": -1}, {"draws": 0}],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -133,11 +133,14 @@ class GaussianDiffusion(nn.Module):
             x0_hat = denoise(x, t)
             if deterministic:
                 x = process.implied_step(x0_hat, x, own_t)
-                continue
-            x, log_variance = process.posterior(x0_hat, x, own_t)
-            if i > 0:
-                x = x + (0.5 * log_variance).exp() * draw_noise(x, generator)
+            else:
+                x = process.reverse_step(x0_hat, x, own_t, generator if i > 0 else None)
         return x
+
+    def reverse_step(self, x0_hat: Tensor, x_t: Tensor, t: Tensor, generator: torch.Generator | None) -> Tensor:
+        """x_{t-1} drawn from the posterior; its mean without a generator, as at t = 0."""
+        mean, log_variance = self.posterior(x0_hat, x_t, t)
+        return mean if generator is None else mean + (0.5 * log_variance).exp() * draw_noise(x_t, generator)
 
     def respaced(self, chosen: Tensor) -> GaussianDiffusion:
         """The process that visits only the steps `chosen` (ascending) of this one."""

@@ -21,6 +21,9 @@ SEQUENCE_MODELS = {
     "adrec": "train.models.adrec:ADRec",
     "dreamrec": "train.models.dreamrec:DreamRec",
     "diffurec": "train.models.diffurec:DiffuRec",
+    "comirec": "train.models.comirec:ComiRec",
+    "mind": "train.models.mind:MIND",
+    "dimerec": "train.models.dimerec:DimeRec",
 }
 RANKING_MODELS = {
     "dnn": "train.models.dnn:DNN",

@@ -75,6 +75,11 @@ class TestRetrieval:
     def test_keep_history(self, popularity):
         assert ask(popularity, ["b"], keep_history=True, k=2) == [[["a", "b"], [5.0, 4.0]]]
 
+    def test_draws(self, popularity):
+        assert ask(popularity, ["b"], draws=3) == ask(popularity, ["b"])
+        with pytest.raises(UsageError, match="draws: asked for 0"):
+            ask(popularity, ["b"], draws=0)
+
     def test_everything_seen(self, popularity):
         assert ask(popularity, ["a", "b", "7", "d"]) == [[[], []]]
 

@@ -5,7 +5,7 @@ Shapes: B batch, L length, D width, R vectors per user, V catalogue rows, N feat
 
 import math
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, permutations
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import torch
 from infra.tables import Kind
 from train.protocol import FieldSpec, RankingBatch, RankingModel, SequenceBatch, SequenceModel
 from train.ragged import Ragged
-from train.ranking import target_ranks
+from train.ranking import target_ranks, top_k
 
 CATALOGUE = 14
 
@@ -69,8 +69,24 @@ def found_in_cycle(model) -> float:
     return (rank == 1).float().mean().item()
 
 
+def groups_batch() -> SequenceBatch:
+    """Three groups of four items, each in every order."""
+    return shifted(*[list(order) for first in (2, 6, 10) for order in permutations(range(first, first + 4))])
+
+
+def found_in_group(model) -> float:
+    """The share of items of the same group among the three that come first after an item, itself left out."""
+    with torch.no_grad():
+        u = model.user_vectors(histories(*[[item] for item in CYCLE]), None, seeded(4))
+        found = top_k(u, model.item_table(), 3, torch.tensor(CYCLE)[:, None])[0]
+    return ((found - 2) // 4 == (torch.tensor(CYCLE)[:, None] - 2) // 4).float().mean().item()
+
+
 class SequenceModelContract:
     """Inherit and give `build()`: a fresh model over CATALOGUE rows that sees at most 6 events."""
+
+    vectors_per_user = 1
+    """R."""
 
     def build(self) -> SequenceModel:
         raise NotImplementedError
@@ -91,7 +107,7 @@ class SequenceModelContract:
         table = model.item_table()
         u = self.vectors(model, histories([2, 3], [4, 5, 6]))
         assert table is None or table.shape[0] == CATALOGUE
-        assert u.shape == (2, 1, CATALOGUE if table is None else table.shape[1])
+        assert u.shape == (2, self.vectors_per_user, CATALOGUE if table is None else table.shape[1])
 
     def test_short_empty_and_columnless_histories_are_finite(self):
         model = self.fresh()
@@ -152,6 +168,10 @@ class TrainedSequenceModelContract(SequenceModelContract):
         model = self.fresh()
         assert model.loss(TRAINING, seeded(1)).total == model.loss(TRAINING, seeded(1)).total
 
+    def table(self, model):
+        """The parameter that holds the item vectors."""
+        return model.item_table()
+
     def silent(self, model):
         """The model without the noise that depends on where in the batch a position stands."""
         return model
@@ -162,7 +182,7 @@ class TrainedSequenceModelContract(SequenceModelContract):
             model = self.silent(self.fresh())
             total = model.loss(batch, seeded()).total
             total.backward()
-            results.append((total, model.item_table().grad))
+            results.append((total, self.table(model).grad))
         torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
 
     def test_what_follows_a_sequence_in_its_row_is_not_seen(self):
@@ -185,8 +205,8 @@ class TrainedSequenceModelContract(SequenceModelContract):
     def test_padding_rows_do_not_move(self):
         model = self.fresh().train()
         model.loss(TRAINING, seeded()).total.backward()
-        assert model.item_table()[0].abs().max() == 0
-        assert model.item_table().grad[0].abs().max() == 0
+        assert self.table(model)[0].abs().max() == 0
+        assert self.table(model).grad[0].abs().max() == 0
 
 
 def train(model, losses, steps: int, lr: float = 3e-3) -> list[float]:
