@@ -287,7 +287,7 @@ class DimeRecConfig(InterestShape):
     """Width of the denoiser's hidden layer."""
     steps: int = Field(32, ge=1)
     """T: steps of the diffusion process."""
-    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "linear"
+    schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "beta"] = "beta"
     """Noise schedule (train/diffusion/schedules.py)."""
     process: Literal["geodesic", "literal", "gaussian"] = "geodesic"
     """The walk on the sphere; the same with its lengths as printed, which pass the antipode; or the Gaussian process

@@ -1,7 +1,7 @@
 """DimeRec (arXiv 2408.12153): interests of the history guide a diffusion of the next item on the unit sphere.
 
 GEM   H = E[items] -> g, K interests: self-attentive (the main form), routed, or the last K items (train/interests.py)
-DAM   x0_hat = f(x_t, t, g) = W2 gelu(W1 [x_t; s_t; g_1; ...; g_K] + b1) + b2, s_t a row of a step-embedding table
+DAM   x0_hat = f(x_t, t, g) = W2 silu(W1 [x_t; s_t; g_1; ...; g_K] + b1) + b2, s_t a row of a step-embedding table
 Loss  L_gem + lambda L_recon + mu L_ssm (Eq. 23): L_gem the cross-entropy of the target under the interest that scores
       it highest, L_recon = |x_0 - x0_hat|^2, L_ssm the cross-entropy under x0_hat.
 
@@ -15,6 +15,8 @@ Shapes: B batch, L length, D width, K interests, H hidden, T steps, R = 1 vector
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,9 @@ from train.interests import History, Interests, LatestItems, RoutedInterests, Se
 from train.item_table import ItemModel, ItemTable
 from train.layers import CausalTransformer, Visible, initialise, place_embedding
 from train.protocol import LossParts, SequenceBatch, Term
+
+_USERS_AT_ONCE = 2048
+"""All steps for so many users before the next ones."""
 
 
 class Denoiser(nn.Module):
@@ -59,8 +64,22 @@ class Denoiser(nn.Module):
 
     def answer(self, x_t: Tensor, known: Tensor) -> Tensor:
         """x0_hat, the other two parts being `known`."""
-        hidden = F.gelu(known + F.linear(x_t, self.first.weight[:, : self.width]))
+        hidden = F.silu(known + F.linear(x_t, self.first.weight[:, : self.width]))
         return self.second(self.dropout(hidden))
+
+    def repeated(self, known_BH: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """x0_hat (B, D) of x_t and the step's code (1, H), for a reverse process: in evaluation, without a gradient.
+
+        The hidden layer has one place in memory for all steps. A CPU gets large blocks anew from the system each time,
+        page by page, which takes longer than the products.
+        """
+        of_x_DH, hidden_BH = self.first.weight[:, : self.width].T, torch.empty_like(known_BH)
+
+        def answer(x_t_BD: Tensor, code_1H: Tensor) -> Tensor:
+            torch.add(known_BH, code_1H, out=hidden_BH).addmm_(x_t_BD, of_x_DH)
+            return self.second(F.silu(hidden_BH, inplace=True))
+
+        return answer
 
 
 class DimeRec(ItemModel):
@@ -121,14 +140,16 @@ class DimeRec(ItemModel):
         for places, part in batch.by_length():
             found = self.interests(shown_BLD[places, -part.items_BL.shape[1] :], part, latest=True)
             known_BH[places] = self.dam.guided(found.g_BQKD[:, 0])
-        code_TH = self.dam.codes()
-        start_BD = (random_points if self.on_sphere else draw_noise)(shown_BLD[:, -1], generator)
+        return torch.cat([self._sampled(known, steps, generator) for known in known_BH.split(_USERS_AT_ONCE)])[:, None]
 
-        def denoise(x_t_BD: Tensor, t_B: Tensor) -> Tensor:
-            return self.dam.answer(x_t_BD, known_BH + code_TH[t_B[:1]])  # all users are at one step
-
-        x0_BD = self.diffusion.sample(denoise, start_BD, steps, generator)
-        return (normalised(x0_BD) if self.on_sphere else x0_BD)[:, None]
+    def _sampled(self, known_BH: Tensor, steps: int | None, generator: torch.Generator) -> Tensor:
+        """x_0 (B, D)."""
+        like_BD = known_BH.new_empty(len(known_BH), self.config.width)
+        start_BD = (random_points if self.on_sphere else draw_noise)(like_BD, generator)
+        answer, code_TH = self.dam.repeated(known_BH), self.dam.codes()
+        # All users are at one step.
+        x0_BD = self.diffusion.sample(lambda x, t: answer(x, code_TH[t[:1]]), start_BD, steps, generator)
+        return normalised(x0_BD) if self.on_sphere else x0_BD
 
     def candidates(self, e: Tensor) -> Tensor:
         """Items as scores take them: with a temperature, on the sphere."""

@@ -76,7 +76,7 @@ class DimeRecTests(TrainedSequenceModelContract):
         x = (random_points if model.on_sphere else draw_noise)(like, generator)
         for t in reversed(range(8)):
             joined = torch.cat([x, model.dam.steps.weight[t].expand(2, -1), guidance.flatten(1)], dim=1)
-            x0_hat = model.dam.second(torch.nn.functional.gelu(model.dam.first(joined)))
+            x0_hat = model.dam.second(torch.nn.functional.silu(model.dam.first(joined)))
             steps = torch.full((2,), t)
             x = model.diffusion.reverse_step(x0_hat, x, steps, generator if t else None)
         torch.testing.assert_close(self.vectors(model, batch, seed=3)[:, 0], x.detach(), rtol=1e-4, atol=1e-5)
@@ -167,6 +167,20 @@ def test_the_candidates_are_on_the_sphere_where_scores_are_cosines():
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
         DimeRecConfig(**(SHAPE | wrong))
+
+
+def test_nobody_is_answered():
+    nobody = histories([4])
+    nobody = nobody.rows(torch.empty(0, dtype=torch.int64))
+    assert dimerec().user_vectors(nobody, None, seeded()).shape == (0, 1, 16)
+
+
+def test_users_go_through_the_steps_in_groups(monkeypatch):
+    monkeypatch.setattr("train.models.dimerec._USERS_AT_ONCE", 2)
+    model, batch = dimerec(temperature=0.1), histories([4], [5, 6], [7], [8], [9, 2, 3])
+    u = model.user_vectors(batch, 0, seeded())
+    monkeypatch.undo()
+    torch.testing.assert_close(u, model.user_vectors(batch, 0, seeded()))
 
 
 def test_several_draws_are_several_interests():
