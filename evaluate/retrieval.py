@@ -21,7 +21,14 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.metrics.accuracy import mean, summarise
-from evaluate.metrics.diversity import ItemCategories, catalogue_coverage, category_count, gini
+from evaluate.metrics.diversity import (
+    ItemCategories,
+    catalogue_coverage,
+    category_count,
+    exposure_entropy,
+    gini,
+    intra_list_distance,
+)
 from evaluate.settings import RetrievalSettings
 from infra.errors import UsageError
 from infra.lake import Lake
@@ -33,13 +40,15 @@ from train.ranking import MISS, target_ranks, top_k, user_vectors
 from train.sequence_data import SequenceData
 
 CANDIDATE_SETS = ("all_items", "history_removed")
+LISTS = "lists"
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
     """Users by candidate set, vectors under "set/metric" aligned with them, means, and the lists (N, K).
 
-    The lists are drawn with the history removed; 0 is an empty slot.
+    The lists are drawn with the history removed, for everybody; 0 is an empty slot. What is measured of each list,
+    given categories, stands under "lists/metric".
     """
 
     users: dict[str, NDArray[np.object_]]
@@ -91,13 +100,17 @@ def evaluate_retrieval(
     metrics |= {
         "catalogue_coverage": catalogue_coverage(lists_NK, catalogue - FIRST_INDEX),
         "gini": gini(lists_NK, catalogue - FIRST_INDEX),
+        "exposure_entropy": exposure_entropy(lists_NK, catalogue - FIRST_INDEX),
         "users": float(len(data)),
         "targets_in_history": float(repeated_N.sum()),
         "targets_unseen_share": float((~data.known_N).mean()),
         "users_per_second": len(data) / max(seconds, 1e-9),
     }
     if categories is not None:
-        metrics["category_count"] = mean(category_count(lists_NK, categories))
+        users[LISTS] = data.user_N
+        for name, measure in {"category_count": category_count, "intra_list_distance": intra_list_distance}.items():
+            per_user[f"{LISTS}/{name}"] = measure(lists_NK, categories).astype(np.float64)
+            metrics[name] = mean(per_user[f"{LISTS}/{name}"])
     return RetrievalResult(users, per_user, metrics, lists_NK)
 
 

@@ -281,6 +281,9 @@ def replicate(
     workspace: Annotated[
         Path | None, typer.Option(help="Folder to keep and to resume in; if left out, a temporary one.")
     ] = None,
+    categories: Annotated[
+        Path | None, typer.Option(help="The items' categories, for the lists: Parquet with item, categories.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Train and evaluate one model on a published leave-one-out split."""
@@ -290,7 +293,7 @@ def replicate(
 
     settings = settings_of(model, overrides or (), seed)
     with Progress(2) as progress:
-        found = carry_out(model, data, settings, workspace, progress)
+        found = carry_out(model, data, settings, workspace, progress, categories)
     show(found.summary)
     _finish(found.summary, as_json)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -20,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from evaluate.metrics.diversity import ItemCategories
 from featurize import cutting
 from infra.commit import commit, write_file
 from infra.errors import DataRefused, UsageError
@@ -50,6 +52,10 @@ class PublishedSplit:
     test_U: Ids
     digest: str
     """Of the file."""
+    categories: ItemCategories | None = None
+    """Of the items, where they were read too (pipelines.split_categories)."""
+    categories_digest: str | None = None
+    """Of their file."""
 
     @property
     def items(self) -> int:
@@ -216,6 +222,13 @@ def write(lake: Lake, split: PublishedSplit, length: int | None) -> int:
         for name, rows in parts.items()
     ]
     return commit(lake, SEQUENCES, files, replace={"as_of": [AS_OF]}, metadata={"logs2rec.split": split.digest})
+
+
+def sequences(split: PublishedSplit) -> Iterator[Ids]:
+    """Each user's item indices, the validation and the test item last."""
+    starts = np.cumsum(split.lengths_U) - split.lengths_U
+    for start, length, valid, test in zip(starts, split.lengths_U, split.valid_U, split.test_U, strict=True):
+        yield np.concatenate([split.train_T[start : start + length], [valid, test]])
 
 
 def _pieces(split: PublishedSplit) -> cutting.Pieces:

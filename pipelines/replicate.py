@@ -31,7 +31,7 @@ from infra.lake import Lake
 from infra.ledger import Ledger, Published, key_of
 from infra.lock import WorkspaceLock
 from infra.tables import FIRST_INDEX, SEQUENCES
-from pipelines import published_split
+from pipelines import published_split, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import AS_OF, PublishedSplit
 from pipelines.recipe import SequenceModelRun
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 SETTINGS = Path(__file__).resolve().parent / "recipes" / "replicate.yaml"
 CANDIDATE_SETS = ("all_items", "history_removed")
+LIST_METRICS = ("category_count", "intra_list_distance", "catalogue_coverage", "gini", "exposure_entropy")
+"""Of lists of evaluation.list_length items, the history removed; the first two where categories are given."""
 VALID_METRIC = "ndcg_at_20"
 """What the loop selects by: NDCG@20 on the validation items, with the history removed."""
 
@@ -121,15 +123,25 @@ class Replication:
 
 
 def replicate(
-    model: str, data: Path, settings: ReplicatedModel, workspace: Path | None, progress: Progress
+    model: str,
+    data: Path,
+    settings: ReplicatedModel,
+    workspace: Path | None,
+    progress: Progress,
+    categories: Path | None = None,
 ) -> Replication:
     """Train the model on the split in `data` unless `workspace` has it, and evaluate it on the test items.
+
+    `categories`: a file with those of the items (pipelines.split_categories), for what is measured of lists.
 
     Without a workspace everything is made in a temporary folder, which is removed. Raises DataRefused for a split
     that cannot be used, TrainingError and EnvironmentProblem as training does, WorkspaceBusy when another command is
     at work in the workspace.
     """
-    found = on_split(model, published_split.read(data), settings, workspace, progress)
+    split = published_split.read(data)
+    if categories is not None:
+        split = split_categories.joined(split, categories)
+    found = on_split(model, split, settings, workspace, progress)
     return replace(found, summary={"model": model, "data": str(data), **found.summary})
 
 
@@ -227,7 +239,8 @@ class _Work:
         self.progress.note(f"evaluating {self.model}")
         artifact = self.workspace / str(trained.outputs["artifact"])
         catalogue = FIRST_INDEX + self.split.items
-        return evaluate_retrieval(artifact, self.lake, version, AS_OF, self.settings.evaluation, catalogue)
+        settings, categories = self.settings.evaluation, self.split.categories
+        return evaluate_retrieval(artifact, self.lake, version, AS_OF, settings, catalogue, categories)
 
     def publish(
         self,
@@ -264,6 +277,7 @@ def _summary(
         "users": len(split.users),
         "items": split.items,
         **{name: {m: _number(metrics[f"{name}/{m}"]) for m in measured} for name in CANDIDATE_SETS},
+        "lists": {name: _number(metrics[name]) for name in LIST_METRICS if name in metrics},
         "train_seconds": report["seconds"],
         "score_seconds": metrics["users"] / metrics["users_per_second"],
         "peak_memory_bytes": report["peak_memory_bytes"],
@@ -293,6 +307,8 @@ def show(summary: Mapping[str, Any]) -> None:
         values = [summary[name][metric] for name in CANDIDATE_SETS]
         table.add_row(metric, *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
+    lists = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in summary["lists"].items() if value)
+    console.print(f"Lists of {summary['evaluation']['list_length']}: {lists}", markup=False)
     valid = ", ".join(f"{metric} {value:.4f}" for metric, value in summary["valid"].items())
     console.print(f"Validation: {valid} (epoch {summary['best_epoch']} of {summary['epochs']})", markup=False)
     peak = summary["peak_memory_bytes"] / 2**30

@@ -27,13 +27,13 @@ from rich.table import Table as Printed
 from evaluate.publish.report import write_text
 from evaluate.publish.study_page import Study, column_name, render
 from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
-from pipelines import published_split, replicate
+from pipelines import published_split, replicate, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import PublishedSplit
 from pipelines.replicate import Replication
 from pipelines.study_cells import Cells
 from pipelines.study_plan import Cell, StudyPlan, read, resolve, selected
-from pipelines.study_results import COLUMNS, Results, as_json
+from pipelines.study_results import Results, as_json
 
 PAGE, FIGURES = "study.html", "study.json"
 
@@ -61,7 +61,7 @@ def study(plan_file: Path, out: Path, only: Sequence[str], progress: Progress, p
     """
     plan = read(plan_file)
     splits = _splits(plan_file, plan)
-    tables = resolve(plan_file, plan, {name: split.digest for name, split in splits.items()})
+    tables = resolve(plan_file, plan, splits)
     chosen = selected(tables, list(only))
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,10 @@ def _splits(plan_file: Path, plan: StudyPlan) -> dict[str, PublishedSplit]:
     for name, folder in plan.data.items():
         if not folder.is_dir():
             raise ConfigError(f"{plan_file}: data.{name}: {folder}: no such folder (seen from the working directory)")
-    return {name: published_split.read(folder) for name, folder in plan.data.items()}
+    splits = {name: published_split.read(folder) for name, folder in plan.data.items()}
+    for name, path in plan.categories.items():
+        splits[name] = split_categories.joined(splits[name], path)
+    return splits
 
 
 def _wanted(plan: StudyPlan, results: Results, chosen: Sequence[str]) -> Iterator[tuple[str, Cell]]:
@@ -150,10 +153,10 @@ def show(outcome: Outcome) -> None:
     for table in outcome.study["tables"]:
         # Every word whole, also where there are 80 columns or no terminal.
         printed = Printed(title=escape(table["title"]), title_justify="left", box=SIMPLE_HEAD)
-        for head in ("model", "seeds", *(column_name(column).replace(", ", "\n") for column in COLUMNS)):
+        for head in ("model", "seeds", *(column_name(column).replace(", ", "\n") for column in table["columns"])):
             printed.add_column(head, min_width=22 if head == "model" else max(map(len, head.split())))
         for row in table["rows"]:
-            values = [row["figures"][column] for column in COLUMNS]
+            values = [row["figures"][column] for column in table["columns"]]
             shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
             printed.add_row(escape(row["name"]), f"{row['seeds']} of {table['seeds']}", *shown)
         console.print(printed)

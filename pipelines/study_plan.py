@@ -6,6 +6,7 @@ rows, of the same trained models, that are only evaluated otherwise. Nothing her
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -17,12 +18,21 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from infra.config import Settings, assign, digest, load, parse, read_yaml
 from infra.errors import ConfigError, UsageError
 from pipelines import replicate
-from pipelines.replicate import ReplicatedModel
+from pipelines.published_split import PublishedSplit
+from pipelines.replicate import CANDIDATE_SETS, LIST_METRICS, VALID_METRIC, ReplicatedModel
 from train.settings import OPERATIONAL
 
 Name = Annotated[str, Field(min_length=1)]
-CUTOFF = 20
-"""Of the figures that the tables show."""
+Column = Annotated[str, Field(min_length=1)]
+"""A figure as "set/metric"."""
+SELECTED_BY = f"valid/{VALID_METRIC}"
+COMPARED = tuple(f"{name}/ndcg_at_20" for name in CANDIDATE_SETS)
+COLUMNS = (*(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in ("hr_at_20", "ndcg_at_20")), SELECTED_BY)
+_RANKED = rf"({'|'.join(CANDIDATE_SETS)})/(hr|ndcg)_at_([1-9][0-9]*)"
+_CUT = re.compile(_RANKED)
+_SHOWN = re.compile(rf"{_RANKED}|lists/({'|'.join(LIST_METRICS)})|{SELECTED_BY}")
+_TESTED = re.compile(rf"{_RANKED}|lists/(category_count|intra_list_distance)")
+_BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance")
 _SEEDS = ("training.seed", "evaluation.seed")
 
 
@@ -62,7 +72,18 @@ class PlannedTable(Settings):
     title: Name
     data: Name
     """A name in the plan's `data`."""
+    columns: tuple[Column, ...] = Field(COLUMNS, min_length=1)
+    """What is shown: "set/metric", sets being all_items, history_removed, lists (of recommended items) and valid."""
+    compare: tuple[Column, ...] = Field(COMPARED, min_length=1)
+    """What rows are tested in against each other, user by user."""
     rows: tuple[PlannedRow, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> PlannedTable:
+        for name, columns, known in (("columns", self.columns, _SHOWN), ("compare", self.compare, _TESTED)):
+            if wrong := [c for c in columns if not known.fullmatch(c)]:
+                raise ValueError(f"{name}: {wrong[0]!r} is not measured; see pipelines/study_plan.py for what is")
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> PlannedTable:
@@ -81,6 +102,8 @@ class StudyPlan(Settings):
 
     data: dict[Name, Path]
     """Folders of published splits (sequences.parquet), relative to the working directory, by name."""
+    categories: dict[Name, Path] = Field({})
+    """Files of their items' categories (pipelines/split_categories.py), by the name of the data."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
     """Of training and of the noise at inference; every row is trained once with each."""
     tables: tuple[PlannedTable, ...] = Field(min_length=1)
@@ -92,6 +115,11 @@ class StudyPlan(Settings):
         for number, table in enumerate(self.tables):
             if table.data not in self.data:
                 raise ValueError(f"tables.{number}.data: {table.data!r} is none of {', '.join(self.data)}")
+            by_category = [c for c in (*table.columns, *table.compare) if c in _BY_CATEGORY]
+            if by_category and table.data not in self.categories:
+                raise ValueError(f"tables.{number}: {by_category[0]} needs categories.{table.data}")
+        if unknown := [name for name in self.categories if name not in self.data]:
+            raise ValueError(f"categories: {unknown[0]!r} is none of {', '.join(self.data)}")
         return self
 
 
@@ -103,6 +131,7 @@ class Cell:
     """Its name in the plan."""
     data_digest: str
     settings: ReplicatedModel
+    categories_digest: str | None = None
 
     @property
     def seed(self) -> int:
@@ -118,7 +147,14 @@ class Cell:
     @property
     def parts(self) -> dict[str, Any]:
         """What decides the figures; the code is no part of it."""
-        return {**self.trained, "evaluation": self.settings.evaluation.model_dump(mode="json")}
+        parts = {**self.trained, "evaluation": self._evaluation()}
+        return parts if self.categories_digest is None else {**parts, "categories": self.categories_digest}
+
+    def _evaluation(self) -> dict[str, Any]:
+        """Without settings that came later and are at their defaults, so that older cells keep their names."""
+        settings = self.settings.evaluation
+        later = {name for name in ("draws",) if getattr(settings, name) == type(settings).model_fields[name].default}
+        return settings.model_dump(mode="json", exclude=later)
 
     @property
     def training_key(self) -> str:
@@ -149,6 +185,8 @@ class Table:
 
     title: str
     data: str
+    columns: tuple[str, ...]
+    compare: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
@@ -157,17 +195,17 @@ def read(path: Path) -> StudyPlan:
     return load(path, StudyPlan)
 
 
-def resolve(path: Path, plan: StudyPlan, digests: Mapping[str, str]) -> list[Table]:
-    """Every row with its settings; `digests` are the splits' by name. ConfigError names file, row and setting."""
+def resolve(path: Path, plan: StudyPlan, splits: Mapping[str, PublishedSplit]) -> list[Table]:
+    """Every row with its settings; `splits` by name. ConfigError names file, row and setting."""
     sections = read_yaml(replicate.SETTINGS)
     tables = []
     for number, table in enumerate(plan.tables):
         rows = [
             row
             for place, planned in enumerate(table.rows)
-            for row in _rows(planned, sections, f"{path}: tables.{number}.rows.{place}", plan, table.data, digests)
+            for row in _rows(planned, sections, f"{path}: tables.{number}.rows.{place}", plan, table, splits)
         ]
-        tables.append(Table(table.title, table.data, tuple(rows)))
+        tables.append(Table(table.title, table.data, table.columns, table.compare, tuple(rows)))
     return tables
 
 
@@ -180,7 +218,12 @@ def selected(tables: list[Table], only: list[str]) -> list[str]:
 
 
 def _rows(
-    planned: PlannedRow, sections: Mapping[str, Any], where: str, plan: StudyPlan, data: str, digests: Mapping[str, str]
+    planned: PlannedRow,
+    sections: Mapping[str, Any],
+    where: str,
+    plan: StudyPlan,
+    table: PlannedTable,
+    splits: Mapping[str, PublishedSplit],
 ) -> Iterator[Row]:
     if planned.model not in sections:
         raise ConfigError(
@@ -194,9 +237,11 @@ def _rows(
             for key, value in {**planned.set, **values, **dict.fromkeys(_SEEDS, seed)}.items():
                 assign(section, key, value, where)
             settings = parse(section, ReplicatedModel, where)
-            if CUTOFF not in settings.evaluation.ks:
-                raise ConfigError(f"{where}: evaluation.ks has to hold {CUTOFF}, which the tables show")
-            cells.append(Cell(data, digests[data], settings))
+            cutoffs = {int(found[3]) for c in (*table.columns, *table.compare) if (found := _CUT.fullmatch(c))}
+            if absent := cutoffs - set(settings.evaluation.ks):
+                raise ConfigError(f"{where}: evaluation.ks has to hold {min(absent)}, which the table shows")
+            split = splits[table.data]
+            cells.append(Cell(table.data, split.digest, settings, split.categories_digest))
         against = tuple(planned.inference) if not name else ()
         chosen = planned.compare_to if not name else ()
         yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

@@ -12,13 +12,9 @@ from evaluate.decision.repeated import Comparison, Spread, compare, spread
 from evaluate.decision.significance import holm
 from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
 from pipelines.published_split import PublishedSplit
-from pipelines.replicate import CANDIDATE_SETS, VALID_METRIC
+from pipelines.replicate import VALID_METRIC
 from pipelines.study_cells import Cells
-from pipelines.study_plan import CUTOFF, Row, StudyPlan, Table
-
-METRIC = f"ndcg_at_{CUTOFF}"
-SELECTED_BY = f"valid/{VALID_METRIC}"
-COLUMNS = (*(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in (f"hr_at_{CUTOFF}", METRIC)), SELECTED_BY)
+from pipelines.study_plan import SELECTED_BY, Row, StudyPlan, Table
 
 _PROTOCOL = (
     "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
@@ -41,8 +37,9 @@ class Results:
     def study(self, title: str) -> Study:
         """What the page shows, of the cells that are there now."""
         tables = [self._table(table) for table in self.tables]
-        plan = self.plan.model_dump(mode="json", exclude={"data"})  # folders are this machine's
+        plan = self.plan.model_dump(mode="json", exclude={"data", "categories"})  # folders are this machine's
         plan["data"] = {name: split.digest for name, split in self.splits.items()}
+        plan["categories"] = {name: self.splits[name].categories_digest for name in self.plan.categories}
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan)
 
@@ -72,18 +69,19 @@ class Results:
     def _table(self, table: Table) -> StudyTable:
         split = self.splits[table.data]
         about = f"{table.data}: {len(split.users):,} users, {split.items:,} items, file {split.digest}."
-        rows = [self._row(row) for row in table.rows]
+        rows = [self._row(row, table.columns) for row in table.rows]
         contrasts = self._contrasts(table)
-        return StudyTable(table.title, about, len(self.plan.seeds), COLUMNS, METRIC, rows, contrasts)
+        return StudyTable(table.title, about, len(self.plan.seeds), table.columns, rows, contrasts)
 
-    def _row(self, row: Row) -> StudyRow:
+    def _row(self, row: Row, columns: Sequence[str]) -> StudyRow:
         figures = [cell["figures"] for cell in self.measured(row)]
         shown: dict[str, Spread | None] = {}
-        for column in COLUMNS:
+        for column in columns:
             name, metric = column.split("/")
             # Weights are selected once, by how the trained row is read while it is trained.
-            told = [] if column == SELECTED_BY and row.name != row.planned else [f[name][metric] for f in figures]
-            shown[column] = spread([100 * v for v in told]) if None not in told else None
+            once = column == SELECTED_BY and row.name != row.planned
+            told = [] if once else [f.get(name, {}).get(metric) for f in figures]
+            shown[column] = spread([unit(column) * v for v in told]) if None not in told else None
         return StudyRow(
             row.name, len(figures), shown, spread([f["train_seconds"] for f in figures]),
             spread([f["users"] / f["score_seconds"] for f in figures]),
@@ -96,10 +94,10 @@ class Results:
         found = []
         for row in table.rows:
             for other in (by_name[name] for name in row.against):
-                for candidates in CANDIDATE_SETS:
-                    comparison = self._compare(row, other, f"{candidates}/{METRIC}")
+                for column in table.compare:
+                    comparison = self._compare(row, other, column)
                     same = row.planned == other.planned
-                    found.append(Contrast(row.name, other.name, candidates, same, comparison, None))
+                    found.append(Contrast(row.name, other.name, column, same, comparison, None))
         tested = [n for n, c in enumerate(found) if c.comparison is not None and not math.isnan(c.comparison.p)]
         adjusted = holm([found[n].comparison.p for n in tested])  # type: ignore[union-attr]
         for n, p in zip(tested, adjusted, strict=True):
@@ -114,9 +112,14 @@ class Results:
         firsts, seconds = zip(*pairs, strict=True)
         key = (metric, *(c.key for c in (*firsts, *seconds)))
         if key not in self._compared:
-            values_SB = 100 * self.cells.per_user([*firsts, *seconds], metric)
+            values_SB = unit(metric) * self.cells.per_user([*firsts, *seconds], metric)
             self._compared[key] = compare(values_SB[: len(pairs)], values_SB[len(pairs) :])
         return self._compared[key]
+
+
+def unit(column: str) -> float:
+    """What figures of a column are shown times: percent, but of lists as they are."""
+    return 1.0 if column.startswith("lists/") else 100.0
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -53,9 +53,7 @@ def sharded_target_ranks(
     return rank_A[table.rank * most :][: len(target_B)]
 
 
-def _scores(
-    u_ARD: Tensor, table: ShardedTable, chunk: int, candidates: Callable[[Tensor], Tensor]
-) -> Iterator[Scores]:
+def _scores(u_ARD: Tensor, table: ShardedTable, chunk: int, candidates: Callable[[Tensor], Tensor]) -> Iterator[Scores]:
     """The shard by chunks of one size: the last begins early, and its rows that had their turn are no candidates."""
     u_RAD = u_ARD.transpose(0, 1)
     for start in range(0, len(table.weight), chunk):

@@ -1,4 +1,4 @@
-"""How varied the recommendations are: catalogue coverage, exposure and categories per list.
+"""How varied the recommendations are: catalogue coverage, exposure, and categories per list.
 
 Shapes: B users, K slots, V item indices, M category entries of all items together.
 Lists are item indices (B, K); 0 is an empty slot and never counts.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -85,6 +86,22 @@ def gini(lists: ArrayLike, catalogue_items: int) -> float:
     return weighted / (catalogue_items * total)
 
 
+def exposure_entropy(lists: ArrayLike, catalogue_items: int) -> float:
+    """Shannon entropy of item exposure, in nats over the log of the catalogue: in [0, 1].
+
+    -sum p_i ln p_i / ln n, p_i being item i's share of all slots: 1 where every one of n candidates is recommended
+    equally often, 0 where one takes every slot. NaN for empty lists; 1 for a catalogue of one item.
+
+    >>> exposure_entropy([[2, 3]], catalogue_items=4), exposure_entropy([[2], [2]], catalogue_items=4)
+    (0.5, 0.0)
+    """
+    _, counts = _exposure(lists, catalogue_items)
+    if not len(counts):
+        return float("nan")
+    share = counts / counts.sum()
+    return float(abs((share * np.log(share)).sum()) / np.log(catalogue_items)) if catalogue_items > 1 else 1.0
+
+
 def category_count(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.int64]:
     """Number of distinct categories in each user's list; (B, K) -> (B,).
 
@@ -95,15 +112,42 @@ def category_count(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.i
     >>> category_count([[2, 3], [3, 0]], genres).tolist()
     [2, 1]
     """
-    lists_BK = _checked(lists)
-    items = len(categories.offsets) - 1
-    if lists_BK.size and lists_BK.max() >= items:
-        raise UsageError(f"item index {lists_BK.max()}: the category table holds indices up to {items - 1}")
+    lists_BK = _listed(lists, categories)
     parts = [
         _count_distinct(lists_BK[start : start + _USERS_AT_ONCE], categories)
         for start in range(0, len(lists_BK), _USERS_AT_ONCE)
     ]
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+
+
+def intra_list_distance(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.float64]:
+    """Mean over the pairs of a list of 1 - |A & B| / |A | B|, A and B being two items' categories; (B, K) -> (B,).
+
+    1 where nothing is shared, which is also said of items without categories; 0 for fewer than two items. UsageError
+    as `category_count`.
+
+    >>> genres = ItemCategories.from_lists([[], [], [5, 6], [6], [7]])
+    >>> intra_list_distance([[2, 3, 0], [2, 3, 4], [2, 0, 0]], genres).tolist()
+    [0.5, 0.8333333333333334, 0.0]
+    """
+    from scipy.sparse import csr_array
+
+    lists_BK = _listed(lists, categories)
+    users, slots = lists_BK.shape
+    _, column = np.unique(categories.values, return_inverse=True)
+    has_VC = csr_array((np.ones(len(column)), column, categories.offsets))
+    has_VC.sum_duplicates()
+    has_VC.data[:] = 1
+    shown = [has_VC[lists_BK[:, slot]] for slot in range(slots)]
+    sizes_KB, there_KB = [x.sum(axis=1) for x in shown], [lists_BK[:, slot] != PADDING for slot in range(slots)]
+    total_B, pairs_B = np.zeros(users), np.zeros(users)
+    for a, b in combinations(range(slots), 2):
+        shared_B = shown[a].multiply(shown[b]).sum(axis=1)
+        distance_B = 1 - shared_B / np.maximum(sizes_KB[a] + sizes_KB[b] - shared_B, 1)
+        pair_B = there_KB[a] & there_KB[b]
+        total_B += distance_B * pair_B
+        pairs_B += pair_B
+    return total_B / np.maximum(pairs_B, 1)
 
 
 def _count_distinct(lists_BK: NDArray[np.int64], categories: ItemCategories) -> NDArray[np.int64]:
@@ -133,6 +177,15 @@ def _exposure(lists: ArrayLike, catalogue_items: int) -> tuple[NDArray[np.int64]
             "pass the number of candidate items that the lists were drawn from"
         )
     return items, counts
+
+
+def _listed(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.int64]:
+    """The lists, all of whose items stand in the table."""
+    lists_BK = _checked(lists)
+    items = len(categories.offsets) - 1
+    if lists_BK.size and lists_BK.max() >= items:
+        raise UsageError(f"item index {lists_BK.max()}: the category table holds indices up to {items - 1}")
+    return lists_BK
 
 
 def _checked(lists: ArrayLike) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from evaluate.publish.report import Intervals, Section, folded, interval_plots, 
 ALPHA = 0.05
 """An adjusted p-value below it is called a difference."""
 
-_SETS = {"all_items": "all items", "history_removed": "history removed", "valid": "validation"}
+_SETS = {"all_items": "all items", "history_removed": "history removed", "valid": "validation", "lists": "of lists"}
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class StudyRow:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A row against another by one metric of one candidate set, in percent; None where one of them was not run."""
+    """A row against another by one column's figure, in its unit; None where one of them was not run."""
 
     row: str
     against: str
-    candidates: str
+    column: str
     same_model: bool
     """The two are one trained model, evaluated in two ways."""
     comparison: Comparison | None
@@ -70,8 +70,6 @@ class StudyTable:
     """Of the plan."""
     columns: Sequence[str]
     """"set/metric", as in the rows' figures."""
-    metric: str
-    """What is compared."""
     rows: Sequence[StudyRow]
     contrasts: Sequence[Contrast]
 
@@ -129,7 +127,7 @@ def _results(table: StudyTable) -> Section:
 def _differences(table: StudyTable) -> Intervals:
     rows = [(_label(c), c.comparison.difference) for c in table.contrasts if c.comparison is not None]
     about = (
-        f"{_metric(table.metric)} of the first minus that of the second, percentage points, with its 95 % interval "
+        "The first's figure minus the second's, in percentage points (of lists as it is), with its 95 % interval "
         "(paired bootstrap over users, each user's value averaged over the seeds that both have). The users vary, the "
         "trained models do not: the spread over seeds stands above."
     )
@@ -143,7 +141,7 @@ def _tests(table: StudyTable) -> Section:
         figures = [found.seeds, found.users, found.p] if found else [None] * 3
         rows.append([_label(c), *figures, c.adjusted_p, c.verdict])
     about = (
-        f"Of the differences in {_metric(table.metric)}: two-sided sign-flip permutation test over users, and Holm's "
+        "Of these differences: two-sided sign-flip permutation test over users, and Holm's "
         f"correction over the {sum(c.adjusted_p is not None for c in table.contrasts)} tests of this table. "
         f"A corrected p below {ALPHA} is called a difference."
     )
@@ -157,11 +155,11 @@ def _findings(table: StudyTable, anchor: str) -> list[str]:
     if not same:
         return []
     title = escape(f"{table.title}: the same trained model, evaluated otherwise")
-    lines = "".join(f"<li>{escape(_sentence(c, table.metric))}</li>" for c in same)
+    lines = "".join(f"<li>{escape(_sentence(c))}</li>" for c in same)
     return [f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{title}</h2>\n<ul>{lines}</ul></section>']
 
 
-def _sentence(contrast: Contrast, metric: str) -> str:
+def _sentence(contrast: Contrast) -> str:
     found = contrast.comparison
     if found is None:
         return f"{_label(contrast)}: not run yet."
@@ -169,7 +167,7 @@ def _sentence(contrast: Contrast, metric: str) -> str:
         return f"{_label(contrast)}: not defined, no user is left."
     difference = found.difference
     return (
-        f"{_label(contrast)}: {_signed(difference.estimate)} points of {_metric(metric)} (95 % interval "
+        f"{_label(contrast)}: {_signed(difference.estimate)} points (95 % interval "
         f"{_signed(difference.low)} to {_signed(difference.high)}, corrected p {number(contrast.adjusted_p)}): "
         f"{contrast.verdict}."
     )
@@ -180,7 +178,7 @@ def _signed(points: float) -> str:
 
 
 def _label(contrast: Contrast) -> str:
-    return f"{contrast.row} against {contrast.against}, {_SETS.get(contrast.candidates, contrast.candidates)}"
+    return f"{contrast.row} against {contrast.against}, {column_name(contrast.column)}"
 
 
 def column_name(name: str) -> str:
@@ -194,4 +192,5 @@ def column_name(name: str) -> str:
 
 
 def _metric(name: str) -> str:
-    return name.replace("_at_", "@").upper()
+    measure, at, cutoff = name.partition("_at_")
+    return f"{measure.upper()}@{cutoff}" if at else measure.replace("_", " ")

@@ -1,9 +1,9 @@
 """What DimeRec's reverse process costs beside its own MLP: 10,000 users, D = 64, T = 32.
 
-`ratio_to_mlp`: user vectors from histories of 20 events (lookup, interests, 32 steps with noise, the sphere) over 32 bare
-passes of an MLP of the same shape, which is told its input whole, guidance and step included. `ratio_of_steps`: the
-same without lookup and interests. `ratio_to_part`: the steps over 32 passes of an MLP that is told x_t alone, since the
-rest of the first layer is worked out once. Medians of runs in turns.
+`ratio_to_mlp`: user vectors from histories of 20 events (lookup, interests, 32 steps with noise, the sphere) over 32
+bare passes of an MLP of the same shape, which is told its input whole, guidance and step included. `ratio_of_steps`:
+the same without lookup and interests. `ratio_to_part`: the steps over 32 passes of an MLP that is told x_t alone, since
+the rest of the first layer is worked out once. Medians of runs in turns.
 """
 
 from __future__ import annotations

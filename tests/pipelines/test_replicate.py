@@ -93,9 +93,9 @@ class TestPopularity:
         assert done.code == 0, done.stderr
         found = done.json
         assert list(found) == [
-            *("model", "data", "seed", "users", "items", "all_items", "history_removed", "train_seconds"),
-            *("score_seconds", "peak_memory_bytes", "valid", "best_epoch", "embedding_health", "epochs", "config"),
-            *("training", "evaluation"),
+            *("model", "data", "seed", "users", "items", "all_items", "history_removed", "lists"),
+            *("train_seconds", "score_seconds", "peak_memory_bytes", "valid", "best_epoch", "embedding_health"),
+            *("epochs", "config", "training", "evaluation"),
         ]
         told = [found[name] for name in ("model", "data", "seed", "users", "items")]
         assert told == ["popularity", str(data), 5, USERS, ITEMS]

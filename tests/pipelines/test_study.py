@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -19,6 +20,7 @@ from infra.lock import WorkspaceLock
 from pipelines import replicate, study_plan
 from pipelines import study as steering
 from pipelines.progress import Progress
+from pipelines.published_split import PublishedSplit
 from pipelines.study import Outcome, study
 from pipelines.study_cells import Cells
 from tests.evaluate.publish.test_report import Page
@@ -31,6 +33,7 @@ ROWS = [
     {"name": "popularity", "model": "popularity", "inference": {"in sevens": {"evaluation.batch_size": 7}}},
     {"name": "other split", "model": "popularity", "set": {"training.epochs": 3}, "compare_to": "popularity"},
 ]
+NO_SPLIT = PublishedSplit([], *[np.zeros(0, np.int64)] * 4, digest="0")
 CELLS = ["small: popularity, seed {}", "small: in sevens, seed {}", "small: other split, seed {}"]
 
 
@@ -147,7 +150,7 @@ class TestResuming:
     def test_a_training_that_another_study_is_at_is_left_to_it(self, tmp_path: Path, data: Path) -> None:
         plan, out = planned(tmp_path, data, seeds=[3]), tmp_path / "out"
         loaded = study_plan.read(plan)
-        table = study_plan.resolve(plan, loaded, {"small": steering.published_split.read(data).digest})[0]
+        table = study_plan.resolve(plan, loaded, {"small": steering.published_split.read(data)})[0]
         other = WorkspaceLock(out / "work" / table.rows[0].cells[0].training_key)
         other.hold("another study")
         found = carried_out(plan, out)
@@ -160,7 +163,7 @@ class TestResuming:
         plan, out = planned(tmp_path, data, ROWS[1:2] + ROWS[:1], seeds=[3]), tmp_path / "out"
         carried_out(plan, out)
         split = steering.published_split.read(data)
-        cell = study_plan.resolve(plan, study_plan.read(plan), {"small": split.digest})[0].rows[0].cells[0]
+        cell = study_plan.resolve(plan, study_plan.read(plan), {"small": split})[0].rows[0].cells[0]
         before = (Cells(out).path(cell) / "cell.json").read_bytes()
         with Progress(1) as progress:
             found = replicate.on_split("popularity", split, cell.settings, tmp_path / "w", progress)
@@ -210,8 +213,9 @@ class TestWhatIsKept:
         assert sevens["figures"]["valid/ndcg_at_20"] is None  # selected by the trained row's inference
         assert (first["seeds"], missing["seeds"], missing["figures"]["all_items/hr_at_20"]) == (2, 0, None)
         same, other = found["contrasts"][:2], found["contrasts"][2:]
-        assert [(c["row"], c["against"], c["candidates"], c["same_model"]) for c in same] == [
-            ("popularity", "in sevens", "all_items", True), ("popularity", "in sevens", "history_removed", True),
+        assert [(c["row"], c["against"], c["column"], c["same_model"]) for c in same] == [
+            ("popularity", "in sevens", "all_items/ndcg_at_20", True),
+            ("popularity", "in sevens", "history_removed/ndcg_at_20", True),
         ]  # fmt: skip
         assert {c["verdict"] for c in same} == {"no difference shown"}
         assert (same[0]["comparison"]["p"], same[0]["comparison"]["seeds"]) == (1, 2)
@@ -223,7 +227,7 @@ class TestWhatIsKept:
         page = Page(source)
         for words in ("2 of 2", "not run yet", f"{USERS} users, {ITEMS} items", "CPU cores", "validation items alone"):
             assert words in page.text
-        assert "popularity against in sevens, all items: +0.00 points of NDCG@20" in page.text
+        assert "popularity against in sevens, NDCG@20, all items: +0.00 points" in page.text
         assert first["figures"]["all_items/ndcg_at_20"]["mean"] in page.figures
         assert str(data) not in source
         assert "script" not in {tag for tag, _ in page.tags}
@@ -317,6 +321,24 @@ class TestPlans:
         with pytest.raises(DataRefused, match="val"):
             carried_out(planned(tmp_path, written(tmp_path / "split", val=None)), tmp_path / "out")
 
+    @pytest.mark.parametrize(
+        ("table", "message"),
+        [
+            ({"columns": ["all_items/map_at_20"]}, r"columns: 'all_items/map_at_20' is not measured"),
+            ({"compare": ["lists/gini"]}, r"compare: 'lists/gini' is not measured"),
+            ({"compare": ["lists/category_count"]}, r"tables\.0: lists/category_count needs categories\.small"),
+            ({"columns": ["all_items/hr_at_7"]}, r"rows\.0: evaluation\.ks has to hold 7"),
+        ],
+    )
+    def test_columns_that_are_not_measured(
+        self, tmp_path: Path, data: Path, table: dict[str, Any], message: str
+    ) -> None:
+        tables = [{"title": "Counted", "data": "small", "rows": ROWS, **table}]
+        with pytest.raises(ConfigError, match=message):
+            carried_out(planned(tmp_path, data, tables=tables), tmp_path / "out")
+        with pytest.raises(ConfigError, match=r"categories: 'large' is none of small"):
+            carried_out(planned(tmp_path, data, categories={"large": "x"}), tmp_path / "out")
+
     def test_the_cutoff_of_the_tables_has_to_be_measured(self, tmp_path: Path, data: Path) -> None:
         row = {"name": "popularity", "model": "popularity", "set": {"evaluation.ks": [10]}}
         with pytest.raises(ConfigError, match=r"tables\.0\.rows\.0: evaluation\.ks has to hold 20"):
@@ -324,7 +346,7 @@ class TestPlans:
 
     def test_the_shipped_plan(self) -> None:
         plan = study_plan.read(RECIPES / "study.yaml")
-        tables = study_plan.resolve(Path("study.yaml"), plan, dict.fromkeys(plan.data, "0"))
+        tables = study_plan.resolve(Path("study.yaml"), plan, dict.fromkeys(plan.data, NO_SPLIT))
         rows = [row for table in tables for row in table.rows if table.data == "ml-100k"]
         keys = {row.name: row.cells[0] for row in rows}
         assert keys["ADRec"].key == keys["T = 32"].key == keys["scale 0.001, as published"].key
@@ -373,3 +395,31 @@ def test_one_training_evaluated_in_two_ways(tmp_path: Path, data: Path, monkeypa
     monkeypatch.setattr(replicate, "cluster", None)
     one_pass["two steps"] = {"evaluation.steps": 2}
     assert carried_out(planned(tmp_path, data, rows, seeds=[0]), out).measured == ["small: two steps, seed 0"]
+
+
+class TestCategories:
+    COLUMNS = ("history_removed/hr_at_50", "lists/category_count", "lists/gini")
+
+    def test_lists_are_measured_and_compared(self, tmp_path: Path, data: Path) -> None:
+        """Every item has a category of its own but the first ten, which share one."""
+        rows = {"item": range(1, ITEMS + 1), "categories": [["c" if i <= 10 else f"c{i}"] for i in range(1, ITEMS + 1)]}
+        pq.write_table(pa.table(rows), tmp_path / "items.parquet")
+        table = {"title": "Counted", "data": "small", "rows": ROWS, "columns": self.COLUMNS,
+                 "compare": ["lists/category_count"]}  # fmt: skip
+        files = {"small": str(tmp_path / "items.parquet")}
+        plan, out = planned(tmp_path, data, tables=[table], categories=files), tmp_path / "out"
+        carried_out(plan, out, "popularity")
+        found = json.loads((out / "study.json").read_text())["tables"][0]
+        assert found["columns"] == list(self.COLUMNS)
+        figures = found["rows"][0]["figures"]
+        folder = next(iter((out / "cells").iterdir()))
+        users = pq.read_table(folder / "users.parquet")
+        assert users["user"].to_pylist() == [str(user) for user in drawn()["user"]]
+        count = np.mean(users["lists/category_count"].to_pylist())
+        assert 1 < count <= 20
+        assert figures["lists/category_count"]["mean"] == pytest.approx(count)
+        assert 0 < figures["lists/gini"]["mean"] < 1
+        assert [c["column"] for c in found["contrasts"]] == ["lists/category_count"] * 2
+        without = planned(tmp_path, data)
+        assert len(carried_out(without, out, "popularity").measured) == 4, "without categories they are other cells"
+        assert len(list((out / "work").iterdir())) == 2, "of the same trained models"

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import evaluate.metrics.diversity as diversity
-from evaluate.metrics.diversity import ItemCategories, catalogue_coverage, category_count, gini
+from evaluate.metrics.diversity import (
+    ItemCategories,
+    catalogue_coverage,
+    category_count,
+    exposure_entropy,
+    gini,
+    intra_list_distance,
+)
 from infra.errors import UsageError
 
 ITEMS = 9
@@ -57,6 +66,40 @@ def test_category_count_is_the_size_of_the_union(users_at_once: int, lists: np.n
         assert category_count(lists, GENRES).tolist() == expected
 
 
+def test_entropy_by_hand() -> None:
+    # shares 1/2, 1/4, 1/4 of four candidates: (ln 2 / 2 + ln 4 / 2) / ln 4
+    assert exposure_entropy([[2, 2], [3, 4]], catalogue_items=4) == pytest.approx(0.75)
+    assert exposure_entropy([[2, 3], [4, 5]], catalogue_items=4) == pytest.approx(1.0)
+    assert exposure_entropy([[2, 2]], catalogue_items=1) == 1.0
+    assert math.isnan(exposure_entropy([[0, 0]], catalogue_items=4))
+
+
+@given(lists=lists_of_items, extra=st.integers(0, 5))
+def test_entropy_is_that_of_scipy(lists: np.ndarray, extra: int) -> None:
+    shown = [int((lists == item).sum()) for item in range(1, ITEMS)] + [0] * extra
+    if sum(shown):
+        expected = scipy.stats.entropy(shown) / math.log(len(shown))
+        assert exposure_entropy(lists, len(shown)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_distance_by_hand() -> None:
+    # {4} {4 5}: 1/2; {4} {4 6}: 1/2; {4 5} {4 6}: 2/3
+    assert intra_list_distance([[2, 3, 4]], GENRES).tolist() == pytest.approx([5 / 9])
+    # nothing shared with an item that has none; one item and none at all
+    assert intra_list_distance([[2, 5], [2, 0], [0, 0]], GENRES).tolist() == [1.0, 0.0, 0.0]
+
+
+@given(lists=lists_of_items)
+def test_distance_is_the_mean_over_pairs_of_sets(lists: np.ndarray) -> None:
+    rows = [set(GENRES.values[a:b].tolist()) for a, b in zip(GENRES.offsets, GENRES.offsets[1:], strict=False)]
+    expected = []
+    for row in lists:
+        pairs = list(combinations([rows[item] for item in row if item], 2))
+        distances = [1 - len(a & b) / len(a | b) if a | b else 1.0 for a, b in pairs]
+        expected.append(sum(distances) / len(pairs) if pairs else 0.0)
+    assert intra_list_distance(lists, GENRES).tolist() == pytest.approx(expected)
+
+
 def test_an_empty_slot_has_no_category_even_if_the_table_gives_padding_one() -> None:
     assert category_count([[0, 1]], ItemCategories.from_lists([[9], [3]])).tolist() == [1]
 
@@ -70,6 +113,8 @@ def test_an_empty_slot_has_no_category_even_if_the_table_gives_padding_one() -> 
         (lambda: gini([[2.0, 3.0]], 4), "whole numbers"),
         (lambda: gini([[2, -3]], 4), "from 0"),
         (lambda: category_count([[2, 9]], GENRES), "item index 9"),
+        (lambda: intra_list_distance([[2, 9]], GENRES), "item index 9"),
+        (lambda: exposure_entropy([[2, 3]], 1), "2 distinct items"),
         (lambda: ItemCategories(np.array([0, 2]), np.array([5])), "from 0 to 1"),
         (lambda: ItemCategories(np.array([0, 2, 1]), np.array([5])), "must not decrease"),
         (lambda: ItemCategories.from_lists([[-1]]), "no vocabulary index"),

@@ -24,13 +24,13 @@ def study(text: str = "plain") -> Study:
         StudyRow("dreamrec", 0, {}, None, None, None, None),
     ]
     contrasts = [
-        Contrast(f"adrec {text}", f"one pass {text}", "all_items", True, compared(-0.0125, 0.5), 1.0),
-        Contrast(f"adrec {text}", "sasrec", "history_removed", False, compared(2.5, 0.0002), 0.0006),
-        Contrast("mlp", "sasrec", "all_items", False, compared(-2.5, 0.0003), 0.0009),
-        Contrast("dreamrec", "dreamrec, 4 steps", "all_items", True, None, None),
-        Contrast("nobody", "sasrec", "history_removed", True, compared(float("nan"), float("nan")), None),
+        Contrast(f"adrec {text}", f"one pass {text}", COLUMNS[0], True, compared(-0.0125, 0.5), 1.0),
+        Contrast(f"adrec {text}", "sasrec", COLUMNS[1], False, compared(2.5, 0.0002), 0.0006),
+        Contrast("mlp", "sasrec", "lists/category_count", False, compared(-2.5, 0.0003), 0.0009),
+        Contrast("dreamrec", "dreamrec, 4 steps", COLUMNS[0], True, None, None),
+        Contrast("nobody", "sasrec", COLUMNS[1], True, compared(float("nan"), float("nan")), None),
     ]
-    table = StudyTable(f"Table {text}", f"about {text}", 3, COLUMNS, "ndcg_at_20", rows, contrasts)
+    table = StudyTable(f"Table {text}", f"about {text}", 3, COLUMNS, rows, contrasts)
     return Study(f"Study {text}", "2026-05-04", [f"protocol {text}"], [table], {"seeds": [0], "name": text})
 
 
@@ -69,12 +69,13 @@ def test_verdicts(contrast: Contrast, verdict: str) -> None:
 def test_what_one_trained_model_gains_is_said_in_words() -> None:
     text = Page(render(study())).text
     assert (
-        "adrec plain against one pass plain, all items: −0.01 points of NDCG@20 (95 % interval −1.01 to +0.99, "
+        "adrec plain against one pass plain, NDCG@20, all items: −0.01 points (95 % interval −1.01 to +0.99, "
         "corrected p 1.0000): no difference shown."
     ) in text
-    assert "dreamrec against dreamrec, 4 steps, all items: not run yet." in text
-    assert "nobody against sasrec, history removed: not defined, no user is left." in text
-    assert "mlp against sasrec, all items: −" not in text  # not the same model: in the tables alone
+    assert "dreamrec against dreamrec, 4 steps, NDCG@20, all items: not run yet." in text
+    assert "nobody against sasrec, NDCG@20, history removed: not defined, no user is left." in text
+    assert "mlp against sasrec, category count, of lists" in text
+    assert "mlp against sasrec, category count, of lists: −" not in text  # not the same model: in the tables alone
 
 
 def test_hostile_text_stays_text() -> None:
