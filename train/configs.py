@@ -289,6 +289,9 @@ class DimeRecConfig(InterestShape):
     """T: steps of the diffusion process."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "beta"] = "beta"
     """Noise schedule (train/diffusion/schedules.py)."""
+    signal: float = Field(0.3, gt=0, le=1)
+    """Of the schedule's signal so much is left: abar is multiplied by its square. With 1 an early step shows which item
+    the target is, and a reverse process draws one item instead of ranking all that may follow (changelog)."""
     process: Literal["geodesic", "literal", "gaussian"] = "geodesic"
     """The walk on the sphere; the same with its lengths as printed, which pass the antipode; or the Gaussian process
     without a sphere (train/diffusion)."""
@@ -298,8 +301,21 @@ class DimeRecConfig(InterestShape):
     """lambda: weight of L_recon, the squared distance to the target's vector."""
     ssm_weight: float = Field(1.0, ge=0)
     """mu: weight of L_ssm."""
+    pretrain_share: float = Field(0.0, ge=0, lt=1)
+    """Share of the epochs for a stage before: next-item cross-entropy of the blocks alone, for table and blocks."""
     temperature: float | None = Field(None, gt=0)
     """Scores are cosines over it; null: inner products, in which items keep their length."""
+
+    @property
+    def stage_count(self) -> int:
+        """Stages that a run goes through; it needs at least as many epochs."""
+        return 1 + (self.pretrain_share > 0)
+
+    @model_validator(mode="after")
+    def _something_to_pretrain(self) -> Self:
+        if self.pretrain_share and not self.blocks:
+            raise ValueError("pretrain_share needs blocks, which it pre-trains; raise blocks, or set it to 0")
+        return self
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:

@@ -9,7 +9,8 @@ Training is Algorithm 1: x_0 the target's vector on the sphere, t uniform, x_t b
 (train/diffusion/geodesic.py, which says where it differs from the printed formula); sampling is Algorithm 2 from a
 random point. Of what the paper leaves open: the guidance is flattened, in the order of its interests; every position is
 a target; the softmax is over the catalogue unless `negatives` are drawn; gradients reach the targets' vectors and the
-guidance.
+guidance. Ours, and left out at 0 and 1: Transformer `blocks` between items and GEM, pre-trained for a share of the
+epochs, and a `signal` below 1.
 
 Shapes: B batch, L length, D width, K interests, H hidden, T steps, R = 1 vector per user, V catalogue rows.
 """
@@ -31,8 +32,8 @@ from train.diffusion.sphere import normalised
 from train.dropout import Dropout
 from train.interests import History, Interests, LatestItems, RoutedInterests, SelfAttentiveInterests
 from train.item_table import ItemModel, ItemTable
-from train.layers import CausalTransformer, Visible, initialise, place_embedding
-from train.protocol import LossParts, SequenceBatch, Term
+from train.layers import HistoryEncoder, Visible, initialise, place_embedding
+from train.protocol import LossParts, SequenceBatch, Stage, Term
 
 _USERS_AT_ONCE = 2048
 """All steps for so many users before the next ones."""
@@ -89,19 +90,16 @@ class DimeRec(ItemModel):
         super().__init__(config, catalogue, items)
         self.config = config
         shape = (config.width, config.interests, config.max_length)
-        self.embedding_dropout = Dropout(config.embedding_dropout)
-        self.encoder = self.places = None
-        if config.blocks:
-            self.places = place_embedding(config.max_length, config.width)
-            self.encoder_norm = nn.LayerNorm(config.width)
-            self.encoder = CausalTransformer(config.width, config.blocks, config.heads, config.dropout)
+        self.places = place_embedding(config.max_length, config.width) if config.blocks else None
+        blocks = (config.width, config.blocks, config.heads, config.dropout, config.embedding_dropout)
+        self.encoder: nn.Module = HistoryEncoder(*blocks) if config.blocks else Dropout(config.embedding_dropout)
         self.gem: nn.Module = {
             "attention": lambda: SelfAttentiveInterests(*shape, config.recency),
             "routing": lambda: RoutedInterests(*shape, shared=False),
             "latest": lambda: LatestItems(config.interests),
         }[config.guidance]()
         self.dam = Denoiser(config.width, config.interests, config.hidden, config.steps, config.dropout)
-        abar_T = alphas_cumprod(config.schedule, config.steps)
+        abar_T = config.signal**2 * alphas_cumprod(config.schedule, config.steps)
         self.on_sphere = config.process != "gaussian"
         self.diffusion = (
             GeodesicDiffusion(abar_T, literal=config.process == "literal")
@@ -130,6 +128,19 @@ class DimeRec(ItemModel):
             terms["ssm"] = Term(ssm, "targets", config.ssm_weight)
         return LossParts(terms, batch.counts)
 
+    def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Cross-entropy of the next item under the blocks' latest output: of a SASRec with these scores."""
+        c_BLD = self._history(self.items(batch.items_BL), batch)
+        return self.next_item_loss(self._asking(c_BLD), batch, generator)
+
+    def stages(self) -> list[Stage]:
+        """One, or with `pretrain_share` table and blocks first."""
+        share = self.config.pretrain_share
+        if not share:
+            return [Stage("main", 1.0, self.loss)]
+        waiting = ("dam.", "gem.") if [*self.gem.parameters()] else ("dam.",)
+        return [Stage("pretrain", share, self.pretrain_loss, frozen=waiting), Stage("main", 1 - share, self.loss)]
+
     @torch.no_grad()
     def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
         """u_B1D: x_0, sampled in `steps` (None: T); on the sphere of length 1. Put the model in eval mode first."""
@@ -157,12 +168,17 @@ class DimeRec(ItemModel):
 
     def interests(self, shown_BLD: Tensor, batch: SequenceBatch, latest: bool = False) -> Interests:
         """GEM's, of every position or of the `latest` alone."""
-        h_BLD = self.embedding_dropout(shown_BLD)
-        if self.encoder is not None and self.places is not None:
-            h_BLD = self.encoder_norm(h_BLD + self.places(batch.place_BL))
-            h_BLD = self.encoder(h_BLD, Visible.of(batch.items_BL, batch.place_BL))
-        found: Interests = self.gem(History.of(h_BLD, batch, latest))
+        found: Interests = self.gem(History.of(self._history(shown_BLD, batch), batch, latest))
         return found
+
+    def _history(self, shown_BLD: Tensor, batch: SequenceBatch) -> Tensor:
+        """H_BLD: the item vectors, or behind the blocks what each position knows."""
+        if self.places is None:
+            h_BLD: Tensor = self.encoder(shown_BLD)
+        else:
+            visible = Visible.of(batch.items_BL, batch.place_BL)
+            h_BLD = self.encoder(shown_BLD + self.places(batch.place_BL), visible)
+        return h_BLD
 
     def _asking(self, u: Tensor) -> Tensor:
         """User vectors as the softmaxes take them."""

@@ -112,6 +112,21 @@ class TestLatestItems(Learning):
 class TestBehindATransformer(Learning):
     changes: ClassVar = {"blocks": 1, "temperature": 0.1}
 
+    def test_stages(self):
+        """First table and blocks, as of a SASRec; then everything."""
+        model = dimerec(blocks=1, temperature=0.1, pretrain_share=0.4)
+        first, second = model.stages()
+        assert (first.share, second.share) == (0.4, 0.6)
+        first.loss(TRAINING, seeded()).total.backward()
+        moved = {name for name, p in model.named_parameters() if p.grad is not None}
+        assert moved == {n for n, _ in model.named_parameters() if not n.startswith(first.frozen)}
+        assert not second.frozen
+        batch = shifted([2, 3, 6])
+        c = model._history(model.items(batch.items_BL), batch)
+        table = normalised(model.items.weight)
+        terms = [cross_entropy(table, normalised(c[0, place]) / 0.1, target) for place, target in ((4, 3), (5, 6))]
+        torch.testing.assert_close(model.pretrain_loss(batch, seeded()).total, sum(terms) / 2)
+
 
 class TestGaussian(DimeRecTests):
     changes: ClassVar = {"process": "gaussian", "guidance": "latest"}
@@ -163,7 +178,9 @@ def test_the_candidates_are_on_the_sphere_where_scores_are_cosines():
     assert torch.equal(plain.item_table(), plain.items.weight)
 
 
-@pytest.mark.parametrize("wrong", [{"blocks": 1, "heads": 3}, {"width": 1}, {"temperature": 0}, {"interests": 0}])
+@pytest.mark.parametrize(
+    "wrong", [{"blocks": 1, "heads": 3}, {"pretrain_share": 0.5}, {"width": 1}, {"temperature": 0}, {"interests": 0}]
+)
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError):
         DimeRecConfig(**(SHAPE | wrong))
