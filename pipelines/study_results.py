@@ -10,11 +10,13 @@ from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread, compare, spread
 from evaluate.decision.significance import holm
+from evaluate.publish.plots import Trend
 from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
 from pipelines.published_split import PublishedSplit
 from pipelines.replicate import VALID_METRIC
 from pipelines.study_cells import Cells
 from pipelines.study_plan import SELECTED_BY, Row, StudyPlan, Table
+from train.configs import DimeRecConfig
 
 _PROTOCOL = (
     "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
@@ -41,7 +43,17 @@ class Results:
         plan["data"] = {name: split.digest for name, split in self.splits.items()}
         plan["categories"] = {name: self.splits[name].categories_digest for name in self.plan.categories}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan)
+        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, self._corruptions())
+
+    def _corruptions(self) -> list[Trend]:
+        """How far each walk on the sphere leads away from its target, of every schedule that a row trains with."""
+        found: dict[str, Trend] = {}
+        for row in (row for table in self.tables for row in table.rows):
+            config = row.cells[0].settings.config
+            if isinstance(config, DimeRecConfig) and config.process != "gaussian":
+                about = f"schedule {config.schedule}, D = {config.width}, T = {config.steps}, signal {config.signal:g}"
+                found.setdefault(about, _corruption(config, about))
+        return [*found.values()]
 
     def measured(self, row: Row) -> list[dict[str, Any]]:
         """The cell.json of each seed that was run, in the order of the plan's seeds."""
@@ -115,6 +127,24 @@ class Results:
             values_SB = unit(metric) * self.cells.per_user([*firsts, *seconds], metric)
             self._compared[key] = compare(values_SB[: len(pairs)], values_SB[len(pairs) :])
         return self._compared[key]
+
+
+def _corruption(config: DimeRecConfig, about: str) -> Trend:
+    from train.diffusion.geodesic import GeodesicDiffusion
+    from train.diffusion.schedules import alphas_cumprod
+
+    abar_T = alphas_cumprod(config.schedule, config.steps)
+    walks = {
+        "as it is trained": GeodesicDiffusion(config.signal**2 * abar_T),
+        "all of the signal": GeodesicDiffusion(abar_T),
+        "as printed": GeodesicDiffusion(abar_T, literal=True),
+    }
+    lines = [(name, walk.mean_cosine(config.width).tolist()) for name, walk in walks.items()]
+    words = (
+        f"Mean cosine of the target and of what the denoiser is shown, by step; {about}. As printed the walk passes the "
+        "target's antipode and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
+    )
+    return Trend(f"Corruption on the sphere: {about}", words, range(config.steps), lines, axis="step")
 
 
 def unit(column: str) -> float:

@@ -1,4 +1,4 @@
-"""Line plots over epochs as inline SVG, side by side: no script, nothing fetched, all text escaped.
+"""Line plots over epochs or steps as inline SVG, side by side: no script, nothing fetched, all text escaped.
 
 A plot is drawn in units of its own and scales as a whole. Colours are the page's variables, so it is read in light
 and dark. Each axis of values begins at 0 (below it where a value is negative), so that heights compare.
@@ -21,13 +21,17 @@ _TICKS = 4  # steps of the epochs' axis at most
 
 @dataclass(frozen=True)
 class Trend:
-    """Small plots under a heading, one per line, over common epochs in ascending order; `marked` is pointed out."""
+    """Small plots under a heading, one per line, over common epochs in ascending order; `marked` is pointed out.
+
+    `axis`: what the epochs are, if something else.
+    """
 
     title: str
     explanation: str
     epochs: Sequence[int]
     lines: Sequence[tuple[str, Sequence[float]]]
     marked: int = 0
+    axis: str = "epoch"
 
 
 def trend(plots: Trend, anchor: str) -> str:
@@ -49,9 +53,11 @@ def _figure(name: str, values: Sequence[float], plots: Trend) -> str:
     """One plot, and in words where it begins, stands at the marked epoch, and ends."""
     found = dict(zip(plots.epochs, values, strict=True))
     shown = sorted({plots.epochs[0], plots.epochs[-1], *({plots.marked} & found.keys())})
-    words = ", ".join(f"<data value={_quoted(found[e])}>{number(found[e])}</data> at epoch {e:,}" for e in shown)
-    drawn = _axes(name, values, plots.epochs) + _mark(plots) + _line(values, plots.epochs)
-    spoken = f"{name} over epochs {plots.epochs[0]} to {plots.epochs[-1]}"
+    words = ", ".join(
+        f"<data value={_quoted(found[e])}>{number(found[e])}</data> at {escape(plots.axis)} {e:,}" for e in shown
+    )
+    drawn = _axes(name, values, plots.epochs, plots.axis) + _mark(plots) + _line(values, plots.epochs)
+    spoken = f"{name} over {plots.axis}s {plots.epochs[0]} to {plots.epochs[-1]}"
     svg = f'<svg role="img" aria-label="{escape(spoken)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{drawn}</svg>'
     return f'<figure class="trend">{svg}<figcaption>{words}</figcaption></figure>'
 
@@ -60,7 +66,7 @@ def _quoted(value: float) -> str:
     return f'"{value!r}"'
 
 
-def _axes(name: str, values: Sequence[float], epochs: Sequence[int]) -> str:
+def _axes(name: str, values: Sequence[float], epochs: Sequence[int], axis: str) -> str:
     """The plot's name above, ticks with their grid lines, and what runs along the bottom."""
     low, high = _range(values)
     shapes = _text(_LEFT, 18, name, "name")
@@ -72,7 +78,7 @@ def _axes(name: str, values: Sequence[float], epochs: Sequence[int]) -> str:
         x = _x(epoch, epochs)
         shapes += f'<line class="tick" x1="{x}" x2="{x}" y1="{_BOTTOM}" y2="{_BOTTOM + 4}"/>'
         shapes += _text(float(x), _BOTTOM + 18, f"{epoch:,}", "middle")
-    return shapes + _text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, "epoch", "middle")
+    return shapes + _text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, axis, "middle")
 
 
 def _line(values: Sequence[float], epochs: Sequence[int]) -> str:

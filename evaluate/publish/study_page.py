@@ -13,6 +13,7 @@ from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread
 from evaluate.publish.numerals import number
+from evaluate.publish.plots import Trend, trend
 from evaluate.publish.report import Intervals, Section, folded, interval_plots, page, table_section
 
 ALPHA = 0.05
@@ -83,6 +84,7 @@ class Study:
     protocol: Sequence[str]
     tables: Sequence[StudyTable]
     plan: Any
+    plots: Sequence[Trend] = ()
 
 
 def render(study: Study) -> str:
@@ -96,6 +98,7 @@ def render(study: Study) -> str:
         if table.contrasts:
             parts.append(table_section(_tests(table), f"tests-{place}"))
             parts += _findings(table, f"findings-{place}")
+    parts += [trend(plots, f"plots-{place}") for place, plots in enumerate(study.plots)]
     return page(study.title, "Written", study.date, [*parts, folded("Plan", study.plan)])
 
 

@@ -47,6 +47,13 @@ def test_axes_have_names_and_figures():
     assert [float(d.attrib["value"]) for d in page.iter("data")] == [0.0, 0.25]
 
 
+def test_another_axis():
+    steps = ElementTree.fromstring(trend(Trend("t", "a", (0, 9), [("cosine", (1.0, 0.0))], axis="step <t>"), "trend-0"))
+    assert texts(steps, "middle")[-1] == "step <t>"
+    assert "".join(steps.find(".//figcaption").itertext()) == "1.0000 at step <t> 0, 0.0000 at step <t> 9"
+    assert steps.find(".//svg").attrib["aria-label"] == "cosine over step <t>s 0 to 9"
+
+
 def test_values_below_zero_go_below_it():
     (line,) = points(drawn((-0.25, 0.0, 0.75)))
     assert [y for _, y in line] == [148, 118.5, 30]
