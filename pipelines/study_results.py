@@ -141,8 +141,8 @@ def _corruption(config: DimeRecConfig, about: str) -> Trend:
     }
     lines = [(name, walk.mean_cosine(config.width).tolist()) for name, walk in walks.items()]
     words = (
-        f"Mean cosine of the target and of what the denoiser is shown, by step; {about}. As printed the walk passes the "
-        "target's antipode and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
+        f"Mean cosine of the target and of what the denoiser is shown, by step; {about}. As printed the walk passes "
+        "the target's antipode and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
     )
     return Trend(f"Corruption on the sphere: {about}", words, range(config.steps), lines, axis="step")
 
