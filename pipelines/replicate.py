@@ -38,12 +38,15 @@ from pipelines.recipe import SequenceModelRun
 from train.settings import OPERATIONAL, TrainingSettings
 
 if TYPE_CHECKING:
+    from evaluate.metrics.diversity import ItemCategories
     from evaluate.retrieval import RetrievalResult
 
 SETTINGS = Path(__file__).resolve().parent / "recipes" / "replicate.yaml"
 CANDIDATE_SETS = ("all_items", "history_removed")
 LIST_METRICS = ("category_count", "intra_list_distance", "catalogue_coverage", "gini", "exposure_entropy")
 """Of lists of evaluation.list_length items, the history removed; the first two where categories are given."""
+PROBE = "linear_probe"
+"""Of the item table, where categories are given (evaluate/linear_probe.py)."""
 VALID_METRIC = "ndcg_at_20"
 """What the loop selects by: NDCG@20 on the validation items, with the history removed."""
 
@@ -240,7 +243,10 @@ class _Work:
         artifact = self.workspace / str(trained.outputs["artifact"])
         catalogue = FIRST_INDEX + self.split.items
         settings, categories = self.settings.evaluation, self.split.categories
-        return evaluate_retrieval(artifact, self.lake, version, AS_OF, settings, catalogue, categories)
+        found = evaluate_retrieval(artifact, self.lake, version, AS_OF, settings, catalogue, categories)
+        if categories is not None and not self.settings.config.counted:
+            found.metrics[PROBE] = _probed(artifact, categories)
+        return found
 
     def publish(
         self,
@@ -265,6 +271,17 @@ class _Work:
         return row
 
 
+def _probed(artifact: Path, categories: ItemCategories) -> float:
+    import torch
+
+    from evaluate.linear_probe import linear_probe
+    from train.artifact import load
+
+    model: Any = load(artifact).model
+    with torch.inference_mode():
+        return linear_probe(model.item_table().numpy(), categories)
+
+
 def _summary(
     settings: ReplicatedModel, split: PublishedSplit, report: Mapping[str, Any], found: RetrievalResult
 ) -> dict[str, Any]:
@@ -278,6 +295,7 @@ def _summary(
         "items": split.items,
         **{name: {m: _number(metrics[f"{name}/{m}"]) for m in measured} for name in CANDIDATE_SETS},
         "lists": {name: _number(metrics[name]) for name in LIST_METRICS if name in metrics},
+        "table": {PROBE: _number(metrics[PROBE])} if PROBE in metrics else {},
         "train_seconds": report["seconds"],
         "score_seconds": metrics["users"] / metrics["users_per_second"],
         "peak_memory_bytes": report["peak_memory_bytes"],
@@ -309,6 +327,8 @@ def show(summary: Mapping[str, Any]) -> None:
     console.print(table)
     lists = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in summary["lists"].items() if value)
     console.print(f"Lists of {summary['evaluation']['list_length']}: {lists}", markup=False)
+    for name, value in summary["table"].items():
+        console.print(f"Item table: {name.replace('_', ' ')} {value:.4f}", markup=False)
     valid = ", ".join(f"{metric} {value:.4f}" for metric, value in summary["valid"].items())
     console.print(f"Validation: {valid} (epoch {summary['best_epoch']} of {summary['epochs']})", markup=False)
     peak = summary["peak_memory_bytes"] / 2**30

@@ -19,7 +19,7 @@ from infra.config import Settings, assign, digest, load, parse, read_yaml
 from infra.errors import ConfigError, UsageError
 from pipelines import replicate
 from pipelines.published_split import PublishedSplit
-from pipelines.replicate import CANDIDATE_SETS, LIST_METRICS, VALID_METRIC, ReplicatedModel
+from pipelines.replicate import CANDIDATE_SETS, LIST_METRICS, PROBE, VALID_METRIC, ReplicatedModel
 from train.settings import OPERATIONAL
 
 Name = Annotated[str, Field(min_length=1)]
@@ -30,9 +30,9 @@ COMPARED = tuple(f"{name}/ndcg_at_20" for name in CANDIDATE_SETS)
 COLUMNS = (*(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in ("hr_at_20", "ndcg_at_20")), SELECTED_BY)
 _RANKED = rf"({'|'.join(CANDIDATE_SETS)})/(hr|ndcg)_at_([1-9][0-9]*)"
 _CUT = re.compile(_RANKED)
-_SHOWN = re.compile(rf"{_RANKED}|lists/({'|'.join(LIST_METRICS)})|{SELECTED_BY}")
+_SHOWN = re.compile(rf"{_RANKED}|lists/({'|'.join(LIST_METRICS)})|table/{PROBE}|{SELECTED_BY}")
 _TESTED = re.compile(rf"{_RANKED}|lists/(category_count|intra_list_distance)")
-_BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance")
+_BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance", f"table/{PROBE}")
 _SEEDS = ("training.seed", "evaluation.seed")
 
 
@@ -73,7 +73,7 @@ class PlannedTable(Settings):
     data: Name
     """A name in the plan's `data`."""
     columns: tuple[Column, ...] = Field(COLUMNS, min_length=1)
-    """What is shown: "set/metric", sets being all_items, history_removed, lists (of recommended items) and valid."""
+    """What is shown: "set/metric", a set being all_items, history_removed, lists (recommended), table or valid."""
     compare: tuple[Column, ...] = Field(COMPARED, min_length=1)
     """What rows are tested in against each other, user by user."""
     rows: tuple[PlannedRow, ...] = Field(min_length=1)

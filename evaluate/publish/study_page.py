@@ -19,7 +19,13 @@ from evaluate.publish.report import Intervals, Section, folded, interval_plots, 
 ALPHA = 0.05
 """An adjusted p-value below it is called a difference."""
 
-_SETS = {"all_items": "all items", "history_removed": "history removed", "valid": "validation", "lists": "of lists"}
+_SETS = {
+    "all_items": "all items",
+    "history_removed": "history removed",
+    "valid": "validation",
+    "lists": "of lists",
+    "table": "item table",
+}
 
 
 @dataclass(frozen=True)

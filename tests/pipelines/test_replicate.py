@@ -12,11 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 
+from evaluate.metrics.diversity import ItemCategories
 from infra.cluster import RaySettings, cluster
 from infra.errors import ConfigError, UsageError
 from infra.lake import Lake
+from infra.tables import FIRST_INDEX
 from pipelines import published_split
 from pipelines import replicate as steering
 from pipelines.progress import Progress
@@ -24,6 +29,9 @@ from pipelines.replicate import Fit, Replication, replicate, settings_of
 from tests.conftest import REAL_DATA
 from tests.pipelines.commands import logs2rec
 from tests.pipelines.test_published_split import written
+from train import artifact
+from train.configs import SASRecConfig
+from train.models import build_sequence
 from train.settings import TrainingSettings
 
 USERS, ITEMS, KS = 60, 12, (5, 10, 20, 50)
@@ -93,7 +101,7 @@ class TestPopularity:
         assert done.code == 0, done.stderr
         found = done.json
         assert list(found) == [
-            *("model", "data", "seed", "users", "items", "all_items", "history_removed", "lists"),
+            *("model", "data", "seed", "users", "items", "all_items", "history_removed", "lists", "table"),
             *("train_seconds", "score_seconds", "peak_memory_bytes", "valid", "best_epoch", "embedding_health"),
             *("epochs", "config", "training", "evaluation"),
         ]
@@ -118,6 +126,27 @@ class TestPopularity:
 def ray_cluster() -> Iterator[None]:
     with cluster(RaySettings(cpus=2, object_store_mb=100)):
         yield
+
+
+def test_items_with_categories_are_probed_and_so_are_lists(tmp_path: Path, data: Path) -> None:
+    split = published_split.read(data)
+    two = ItemCategories.from_lists([[], [], *([i % 2] for i in range(split.items))])
+    config = SASRecConfig(width=4, blocks=1, heads=1, max_length=3)
+    model: Any = build_sequence(config, FIRST_INDEX + split.items)
+    with torch.no_grad():
+        model.items.weight[2::2] += 1
+    artifact.save(tmp_path / "m", model, config, lineage={}, vocabulary_hash="", metrics={}, catalogue=2 + split.items)
+    assert steering._probed(tmp_path / "m", two) == 1.0
+    pq.write_table(
+        pa.table({"item": range(1, split.items + 1), "categories": [[str(i % 2)] for i in range(split.items)]}),
+        tmp_path / "items.parquet",
+    )
+    done = logs2rec("replicate", "--model", "popularity", "--data", data, "--categories", tmp_path / "items.parquet",
+                    "--json")  # fmt: skip
+    assert 1 <= done.json["lists"]["category_count"] <= 2
+    assert 0 < done.json["lists"]["intra_list_distance"] < 1
+    assert done.json["table"] == {}
+    assert "category count" in done.stdout
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -397,6 +397,18 @@ def test_one_training_evaluated_in_two_ways(tmp_path: Path, data: Path, monkeypa
     assert carried_out(planned(tmp_path, data, rows, seeds=[0]), out).measured == ["small: two steps, seed 0"]
 
 
+class TestShippedPlanOfDimeRec:
+    def test_rows_that_share_a_training_and_those_that_do_not(self) -> None:
+        plan = study_plan.read(RECIPES / "dimerec.yaml")
+        tables = study_plan.resolve(Path("dimerec.yaml"), plan, dict.fromkeys(plan.data, NO_SPLIT))
+        first, second, ablations, settings = ({row.name: row.cells[0] for row in table.rows} for table in tables)
+        defaults = (first["DimeRec"], second["DimeRec"], ablations["DimeRec"], settings["lambda 0.1, mu 1, T 32, K 4"])
+        assert len({cell.key for cell in defaults}) == 1
+        trained = [cell.training_key for cell in (*ablations.values(), *settings.values())]
+        assert len(set(trained)) == len(trained) - 1
+        assert first["DimeRec, 4 draws"].training_key == first["DimeRec"].training_key
+
+
 class TestCategories:
     COLUMNS = ("history_removed/hr_at_50", "lists/category_count", "lists/gini")
 
