@@ -245,6 +245,8 @@ class InterestShape(SoftmaxShape):
 
     interests: int = Field(4, ge=1)
     """K: interests of a user."""
+    temperature: float | None = Field(0.1, gt=0)
+    """Scores are cosines over it; null: inner products, in which items keep their length."""
     recency: bool = True
     """Self-attentive interests also weigh an event by how far back it is; False: by its place alone, as published."""
 
@@ -303,8 +305,6 @@ class DimeRecConfig(InterestShape):
     """mu: weight of L_ssm."""
     pretrain_share: float = Field(0.0, ge=0, lt=1)
     """Share of the epochs for a stage before: next-item cross-entropy of the blocks alone, for table and blocks."""
-    temperature: float | None = Field(None, gt=0)
-    """Scores are cosines over it; null: inner products, in which items keep their length."""
 
     @property
     def stage_count(self) -> int:

@@ -9,6 +9,7 @@ Shapes: B batch, L length, Q queries (the last Q of the L places), D width, K in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,10 +52,14 @@ class History:
 
 @dataclass(frozen=True)
 class Interests:
-    """g_BQKD, and which of the K there are: `real_BQK`, at least the first; None = all. The others are 0."""
+    """g_BQKD, and which of the K there are: `real_BQK`, at least the first; None = all."""
 
     g_BQKD: Tensor
     real_BQK: Tensor | None = None
+
+    def changed(self, change: Callable[[Tensor], Tensor]) -> Interests:
+        """The same of vectors that `change` makes of these."""
+        return Interests(change(self.g_BQKD), self.real_BQK)
 
     def matching(self, e_BQD: Tensor) -> Tensor:
         """g_BQD: the one that scores e highest (hard argmax, without a gradient through the choice)."""

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
-from train.configs import SoftmaxShape
+from train.configs import InterestShape, SoftmaxShape
+from train.diffusion.sphere import normalised
 from train.layers import item_embedding
 from train.losses import catalogue_cross_entropy_sum
 from train.protocol import LossParts, SequenceBatch, Term
@@ -66,6 +67,22 @@ class ItemModel(nn.Module):
         """Cross-entropy of the next item under c, mean over the batch's known targets."""
         ce = self.cross_entropy_sum(c_BLD, batch.targets_BL, generator)
         return LossParts({"ce": Term(ce, "targets")}, batch.counts)
+
+
+class CosineItemModel(ItemModel):
+    """One whose scores are inner products or, with a temperature, cosines over it."""
+
+    def __init__(self, shape: InterestShape, catalogue: int, items: ItemTable | None = None) -> None:
+        super().__init__(shape, catalogue, items)
+        self.temperature = shape.temperature
+
+    def candidates(self, e: Tensor) -> Tensor:
+        """Rows of the table as scores take them: with a temperature, on the sphere."""
+        return e if self.temperature is None else normalised(e)
+
+    def asking(self, u: Tensor) -> Tensor:
+        """User vectors as scores take them: with a temperature t, of length 1 / t."""
+        return u if self.temperature is None else normalised(u) / self.temperature
 
 
 def counted(predicted: Iterable[NDArray[Any]], catalogue: int) -> Tensor:

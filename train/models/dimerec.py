@@ -31,7 +31,7 @@ from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.sphere import normalised
 from train.dropout import Dropout
 from train.interests import History, Interests, LatestItems, RoutedInterests, SelfAttentiveInterests
-from train.item_table import ItemModel, ItemTable
+from train.item_table import CosineItemModel, ItemTable
 from train.layers import HistoryEncoder, Visible, initialise, place_embedding
 from train.protocol import LossParts, SequenceBatch, Stage, Term
 
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
         return answer
 
 
-class DimeRec(ItemModel):
+class DimeRec(CosineItemModel):
     """The model, its loss and its sampler."""
 
     def __init__(self, config: DimeRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
@@ -117,21 +117,21 @@ class DimeRec(ItemModel):
         x0_hat_BLD = self.dam(x_t_BLD, t_BL, found.g_BQKD)
         error_BL = (x0_hat_BLD - x0_BLD).square().sum(dim=-1)
         error = (error_BL * (batch.targets_BL >= FIRST_INDEX)).sum()
-        matching_BLD = Interests(self._asking(found.g_BQKD), found.real_BQK).matching(self.candidates(e_BLD))
+        matching_BLD = found.changed(self.asking).matching(self.candidates(e_BLD))
         config, targets_BL = self.config, batch.targets_BL
         terms = {"recon": Term(error, "targets", config.recon_weight)}
         if config.gem_weight:
             gem = self.cross_entropy_sum(matching_BLD, targets_BL, generator)
             terms["gem"] = Term(gem, "targets", config.gem_weight)
         if config.ssm_weight:
-            ssm = self.cross_entropy_sum(self._asking(x0_hat_BLD), targets_BL, generator)
+            ssm = self.cross_entropy_sum(self.asking(x0_hat_BLD), targets_BL, generator)
             terms["ssm"] = Term(ssm, "targets", config.ssm_weight)
         return LossParts(terms, batch.counts)
 
     def pretrain_loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
         """Cross-entropy of the next item under the blocks' latest output: of a SASRec with these scores."""
         c_BLD = self._history(self.items(batch.items_BL), batch)
-        return self.next_item_loss(self._asking(c_BLD), batch, generator)
+        return self.next_item_loss(self.asking(c_BLD), batch, generator)
 
     def stages(self) -> list[Stage]:
         """One, or with `pretrain_share` table and blocks first."""
@@ -162,10 +162,6 @@ class DimeRec(ItemModel):
         x0_BD = self.diffusion.sample(lambda x, t: answer(x, code_TH[t[:1]]), start_BD, steps, generator)
         return normalised(x0_BD) if self.on_sphere else x0_BD
 
-    def candidates(self, e: Tensor) -> Tensor:
-        """Items as scores take them: with a temperature, on the sphere."""
-        return e if self.config.temperature is None else normalised(e)
-
     def interests(self, shown_BLD: Tensor, batch: SequenceBatch, latest: bool = False) -> Interests:
         """GEM's, of every position or of the `latest` alone."""
         found: Interests = self.gem(History.of(self._history(shown_BLD, batch), batch, latest))
@@ -179,10 +175,6 @@ class DimeRec(ItemModel):
             visible = Visible.of(batch.items_BL, batch.place_BL)
             h_BLD = self.encoder(shown_BLD + self.places(batch.place_BL), visible)
         return h_BLD
-
-    def _asking(self, u: Tensor) -> Tensor:
-        """User vectors as the softmaxes take them."""
-        return u if self.config.temperature is None else normalised(u) / self.config.temperature
 
     def _noised(self, x0_BLD: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """(x_t, t): t uniform and independent per target."""

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from train.configs import MINDConfig
 from train.dropout import Dropout
 from train.interests import History, Interests, RoutedInterests
-from train.item_table import ItemModel, ItemTable
+from train.item_table import CosineItemModel, ItemTable
 from train.layers import initialise
 from train.protocol import LossParts, SequenceBatch
 
 
-class MIND(ItemModel):
+class MIND(CosineItemModel):
     """Routed interests over the history; input and output share the item table."""
 
     def __init__(self, config: MINDConfig, catalogue: int, items: ItemTable | None = None) -> None:
@@ -39,7 +39,8 @@ class MIND(ItemModel):
         # One lookup: its gradient is as large as the table.
         shown_BLD, e_BLD = self.items(torch.stack([batch.items_BL, batch.targets_BL])).unbind()
         found, sharpness = self.interests(shown_BLD, batch), self.config.sharpness
-        c_BLD = found.matching(e_BLD) if sharpness is None else found.attended(e_BLD, sharpness)
+        target_BLD = self.candidates(e_BLD)
+        c_BLD = found.matching(target_BLD) if sharpness is None else found.attended(target_BLD, sharpness)
         return self.next_item_loss(c_BLD, batch, generator)
 
     @torch.no_grad()
@@ -49,6 +50,6 @@ class MIND(ItemModel):
         return self.interests(self.items(batch.items_BL), batch, latest=True).filled()[:, 0]
 
     def interests(self, shown_BLD: Tensor, batch: SequenceBatch, latest: bool = False) -> Interests:
-        """Of every position, or of the `latest` alone."""
+        """Of every position, or of the `latest` alone, as scores take them."""
         found = self.routing(History.of(self.embedding_dropout(shown_BLD), batch, latest))
-        return Interests(self.out(found.g_BQKD), found.real_BQK)
+        return found.changed(self.out).changed(self.asking)

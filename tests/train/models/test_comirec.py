@@ -1,10 +1,13 @@
 """ComiRec. B batch, L length, D width, K interests."""
 
+import math
+
 import pytest
 import torch
 
 from tests.train.models.contract import (
     CATALOGUE,
+    TRAINING,
     TrainedSequenceModelContract,
     cycle_batch,
     found_in_cycle,
@@ -22,7 +25,7 @@ from train.ranking import top_k
 
 def comirec(**settings) -> ComiRec:
     torch.manual_seed(0)
-    shape = {"width": 16, "max_length": 6, "embedding_dropout": 0.1}
+    shape = {"width": 16, "max_length": 6, "embedding_dropout": 0.1, "temperature": None}
     return ComiRec(ComiRecConfig(**(shape | settings)), CATALOGUE).eval()
 
 
@@ -53,12 +56,30 @@ class TestRouting(TrainedSequenceModelContract):
         assert found_in_cycle(model) >= 0.9
 
 
+class TestCosines(TestRouting):
+    def build(self):
+        return comirec(extraction="routing", temperature=0.1)
+
+    def table(self, model):
+        return model.items.weight
+
+    def test_an_untrained_loss_is_near_that_of_a_uniform_guess(self):
+        """At a temperature that makes cosines small."""
+        model = self.fresh()
+        model.temperature = 10.0
+        assert model.loss(TRAINING, seeded()).parts["ce"].item() == pytest.approx(math.log(12), abs=0.2)
+
+
+@pytest.mark.parametrize("temperature", [None, 0.5])
 @pytest.mark.parametrize("extraction", ["attention", "routing"])
-def test_the_loss_is_that_of_the_best_interest_by_hand(extraction):
-    model = comirec(extraction=extraction)
+def test_the_loss_is_that_of_the_best_interest_by_hand(extraction, temperature):
+    model = comirec(extraction=extraction, temperature=temperature)
     for parameter in model.extract.parameters():
         torch.nn.init.normal_(parameter)
     table, terms = model.items.weight, []
+    if temperature is not None:
+        table = table / table.norm(dim=1, keepdim=True)
+        assert model.user_vectors(histories([2]), None, seeded()).norm(dim=-1).allclose(torch.tensor(2.0))
     for history, target in (([2, 3], 6), ([2], 3), ([5], 4)):
         interests = model.user_vectors(histories(history), None, seeded())[0]
         best = max(interests, key=lambda g, target=target: (table[target] @ g).item())

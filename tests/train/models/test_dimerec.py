@@ -27,7 +27,7 @@ from train.diffusion.sphere import normalised
 from train.models.dimerec import DimeRec
 from train.ranking import user_vectors
 
-SHAPE = {"width": 16, "max_length": 6, "steps": 8, "hidden": 32, "heads": 2}
+SHAPE = {"width": 16, "max_length": 6, "steps": 8, "hidden": 32, "heads": 2, "signal": 1.0}
 
 
 def dimerec(**changes) -> DimeRec:
@@ -51,8 +51,8 @@ class DimeRecTests(TrainedSequenceModelContract):
     def test_an_untrained_loss_is_near_that_of_a_uniform_guess(self):
         """Where scores are cosines, at a temperature that makes them small."""
         model = self.fresh()
-        if model.config.temperature:
-            model.config = model.config.model_copy(update={"temperature": 10.0})
+        if model.temperature:
+            model.temperature = 10.0
         parts = model.loss(TRAINING, seeded()).parts
         for name in ("gem", "ssm"):
             assert parts[name].item() == pytest.approx(math.log(12), abs=0.3)
@@ -129,7 +129,7 @@ class TestBehindATransformer(Learning):
 
 
 class TestGaussian(DimeRecTests):
-    changes: ClassVar = {"process": "gaussian", "guidance": "latest"}
+    changes: ClassVar = {"process": "gaussian", "guidance": "latest", "temperature": None}
 
 
 class TestLiteral(Learning):

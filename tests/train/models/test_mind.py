@@ -19,7 +19,7 @@ from train.models.mind import MIND
 
 def mind(**settings) -> MIND:
     torch.manual_seed(0)
-    shape = {"width": 16, "max_length": 6, "embedding_dropout": 0.1}
+    shape = {"width": 16, "max_length": 6, "embedding_dropout": 0.1, "temperature": None}
     return MIND(MINDConfig(**(shape | settings)), CATALOGUE).eval()
 
 
