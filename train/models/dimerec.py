@@ -17,6 +17,7 @@ Shapes: B batch, L length, D width, K interests, H hidden, T steps, R = 1 vector
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -124,7 +125,9 @@ class DimeRec(CosineItemModel):
             gem = self.cross_entropy_sum(matching_BLD, targets_BL, generator)
             terms["gem"] = Term(gem, "targets", config.gem_weight)
         if config.ssm_weight:
-            ssm = self.cross_entropy_sum(self.asking(x0_hat_BLD), targets_BL, generator)
+            # Of length 1, as x_0 is, an inner product would tell items little apart: as long as a LayerNorm's output.
+            scale = math.sqrt(config.width) if self.on_sphere and self.temperature is None else 1.0
+            ssm = self.cross_entropy_sum(scale * self.asking(x0_hat_BLD), targets_BL, generator)
             terms["ssm"] = Term(ssm, "targets", config.ssm_weight)
         return LossParts(terms, batch.counts)
 
