@@ -325,7 +325,9 @@ def show(summary: Mapping[str, Any]) -> None:
         values = [summary[name][metric] for name in CANDIDATE_SETS]
         table.add_row(metric, *("-" if value is None else f"{value:.4f}" for value in values))
     console.print(table)
-    lists = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in summary["lists"].items() if value)
+    lists = ", ".join(
+        f"{name.replace('_', ' ')} {value:.4g}" for name, value in summary["lists"].items() if value is not None
+    )
     console.print(f"Lists of {summary['evaluation']['list_length']}: {lists}", markup=False)
     for name, value in summary["table"].items():
         console.print(f"Item table: {name.replace('_', ' ')} {value:.4f}", markup=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +85,8 @@ def write_movielens(log: Path, split: PublishedSplit, out: Path) -> int:
         raise DataRefused(f"{log}: its sequences are as long as the split's, but of other items")
     items = _read_atomic(log / "ml-100k.item", {"item_id": pa.int64(), "class": pa.string()})
     genres = dict(zip(items["item_id"].to_pylist(), items["class"].to_pylist(), strict=True))
+    if unknown := set(pairs[1].tolist()) - genres.keys():
+        raise DataRefused(f"{log / 'ml-100k.item'}: has no row for item {min(unknown)}")
     rows = {"item": pairs[0].tolist(), "categories": [(genres[i] or "").split() for i in pairs[1].tolist()]}
     types = pa.schema({"item": pa.int64(), "categories": pa.list_(pa.string())})
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -96,12 +98,12 @@ def _read_atomic(path: Path, types: dict[str, pa.DataType]) -> pa.Table:
     """Columns of an atomic file: tab-separated, heads as "name:type"."""
     try:
         table = csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", quote_char=False))
+        table = table.rename_columns([name.partition(":")[0] for name in table.column_names])
+        if absent := types.keys() - set(table.column_names):
+            raise DataRefused(f"{path}: has no column {min(absent)}; it has {', '.join(table.column_names)}")
+        return table.select(list(types)).cast(pa.schema(types))
     except (OSError, pa.ArrowException) as error:
         raise DataRefused(f"{path}: cannot be read as an atomic file ({brief(error)})") from None
-    table = table.rename_columns([name.partition(":")[0] for name in table.column_names])
-    if absent := types.keys() - set(table.column_names):
-        raise DataRefused(f"{path}: has no column {min(absent)}; it has {', '.join(table.column_names)}")
-    return table.select(list(types)).cast(pa.schema(types))
 
 
 def _as_published(
@@ -122,15 +124,14 @@ def _as_published(
     return [item_T[by_time_T[user_T[by_time_T] == user]] for user in users[np.argsort(first)]]
 
 
-def main(arguments: Iterable[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """The command; 0 or, with the reason on stderr, the error's exit code."""
-    try:
-        log, folder, out = map(Path, arguments)
-        split = published_split.read(folder)
-        print(f"{out}: {write_movielens(log, split, out)} items")
-    except ValueError:
+    if len(arguments) != 3:
         print("usage: python -m pipelines.split_categories LOG SPLIT OUT", file=sys.stderr)
         return UsageError.exit_code
+    log, folder, out = map(Path, arguments)
+    try:
+        print(f"{out}: {write_movielens(log, published_split.read(folder), out)} items")
     except Logs2RecError as error:
         print(error, file=sys.stderr)
         return error.exit_code

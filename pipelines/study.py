@@ -85,7 +85,10 @@ def _splits(plan_file: Path, plan: StudyPlan) -> dict[str, PublishedSplit]:
             raise ConfigError(f"{plan_file}: data.{name}: {folder}: no such folder (seen from the working directory)")
     splits = {name: published_split.read(folder) for name, folder in plan.data.items()}
     for name, path in plan.categories.items():
-        splits[name] = split_categories.joined(splits[name], path)
+        try:
+            splits[name] = split_categories.joined(splits[name], path)
+        except UsageError as error:
+            raise ConfigError(f"{plan_file}: categories.{name}: {error}") from None
     return splits
 
 

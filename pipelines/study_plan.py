@@ -32,6 +32,7 @@ _RANKED = rf"({'|'.join(CANDIDATE_SETS)})/(hr|ndcg)_at_([1-9][0-9]*)"
 _CUT = re.compile(_RANKED)
 _SHOWN = re.compile(rf"{_RANKED}|lists/({'|'.join(LIST_METRICS)})|table/{PROBE}|{SELECTED_BY}")
 _TESTED = re.compile(rf"{_RANKED}|lists/(category_count|intra_list_distance)")
+_LATER = tuple(f"lists/{name}" for name in LIST_METRICS)
 _BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance", f"table/{PROBE}")
 _SEEDS = ("training.seed", "evaluation.seed")
 
@@ -132,6 +133,8 @@ class Cell:
     data_digest: str
     settings: ReplicatedModel
     categories_digest: str | None = None
+    later: tuple[str, ...] = ()
+    """Columns of its table that older cells were not measured for; they are other cells."""
 
     @property
     def seed(self) -> int:
@@ -148,7 +151,11 @@ class Cell:
     def parts(self) -> dict[str, Any]:
         """What decides the figures; the code is no part of it."""
         parts = {**self.trained, "evaluation": self._evaluation()}
-        return parts if self.categories_digest is None else {**parts, "categories": self.categories_digest}
+        if self.categories_digest is not None:
+            parts["categories"] = self.categories_digest
+        if self.later:
+            parts["columns"] = list(self.later)
+        return parts
 
     def _evaluation(self) -> dict[str, Any]:
         """Without settings that came later and are at their defaults, so that older cells keep their names."""
@@ -241,7 +248,8 @@ def _rows(
             if absent := cutoffs - set(settings.evaluation.ks):
                 raise ConfigError(f"{where}: evaluation.ks has to hold {min(absent)}, which the table shows")
             split = splits[table.data]
-            cells.append(Cell(table.data, split.digest, settings, split.categories_digest))
+            later = tuple(c for c in _LATER if c in table.columns)
+            cells.append(Cell(table.data, split.digest, settings, split.categories_digest, later))
         against = tuple(planned.inference) if not name else ()
         chosen = planned.compare_to if not name else ()
         yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

@@ -46,14 +46,11 @@ class Results:
         return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, self._corruptions())
 
     def _corruptions(self) -> list[Trend]:
-        """How far each walk on the sphere leads away from its target, of every schedule that a row trains with."""
-        found: dict[str, Trend] = {}
-        for row in (row for table in self.tables for row in table.rows):
-            config = row.cells[0].settings.config
-            if isinstance(config, DimeRecConfig) and config.process != "gaussian":
-                about = f"schedule {config.schedule}, D = {config.width}, T = {config.steps}, signal {config.signal:g}"
-                found.setdefault(about, _corruption(config, about))
-        return [*found.values()]
+        """How far walks on the sphere lead away from their target: a plain one, and each that a row trains with."""
+        configs = [row.cells[0].settings.config for table in self.tables for row in table.rows]
+        walks = [c for c in configs if isinstance(c, DimeRecConfig) and c.process != "gaussian"]
+        found = {_walk(config): _corruption(config) for config in walks}
+        return [_plain_corruption(), *found.values()] if found else []
 
     def measured(self, row: Row) -> list[dict[str, Any]]:
         """The cell.json of each seed that was run, in the order of the plan's seeds."""
@@ -129,22 +126,40 @@ class Results:
         return self._compared[key]
 
 
-def _corruption(config: DimeRecConfig, about: str) -> Trend:
+def _plain_corruption() -> Trend:
+    schedule, steps, width = "linear", 32, 64
+    lines = [(name, _cosines(schedule, steps, width, name == "as printed", 1.0)) for name in ("ours", "as printed")]
+    words = (
+        "Mean cosine of the target and of what the denoiser is shown, by step. As printed the walk passes the target's "
+        "antipode at step 3 and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
+    )
+    title = f"Corruption on the sphere: schedule {schedule}, D = {width}, T = {steps}"
+    return Trend(title, words, [*range(steps)], lines, axis="step")
+
+
+def _corruption(config: DimeRecConfig) -> Trend:
+    def line(signal: float) -> list[float]:
+        return _cosines(config.schedule, config.steps, config.width, config.process == "literal", signal)
+
+    lines = [("as it is trained", line(config.signal))]
+    if config.signal < 1:
+        lines.append(("all of the signal", line(1.0)))
+    words = "Mean cosine of the target and of what the denoiser is shown, by step."
+    return Trend(f"Corruption in training: {_walk(config)}", words, [*range(config.steps)], lines, axis="step")
+
+
+def _walk(config: DimeRecConfig) -> str:
+    shape = f"schedule {config.schedule}, D = {config.width}, T = {config.steps}, signal {config.signal:g}"
+    return f"{shape}, as printed" if config.process == "literal" else shape
+
+
+def _cosines(schedule: str, steps: int, width: int, literal: bool, signal: float) -> list[float]:
     from train.diffusion.geodesic import GeodesicDiffusion
     from train.diffusion.schedules import alphas_cumprod
 
-    abar_T = alphas_cumprod(config.schedule, config.steps)
-    walks = {
-        "as it is trained": GeodesicDiffusion(config.signal**2 * abar_T),
-        "all of the signal": GeodesicDiffusion(abar_T),
-        "as printed": GeodesicDiffusion(abar_T, literal=True),
-    }
-    lines = [(name, walk.mean_cosine(config.width).tolist()) for name, walk in walks.items()]
-    words = (
-        f"Mean cosine of the target and of what the denoiser is shown, by step; {about}. As printed the walk passes "
-        "the target's antipode and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
-    )
-    return Trend(f"Corruption on the sphere: {about}", words, range(config.steps), lines, axis="step")
+    walk = GeodesicDiffusion(signal**2 * alphas_cumprod(schedule, steps), literal)
+    cosines: list[float] = walk.mean_cosine(width).tolist()
+    return cosines
 
 
 def unit(column: str) -> float:

@@ -247,8 +247,6 @@ class InterestShape(SoftmaxShape):
     """K: interests of a user."""
     temperature: float | None = Field(0.1, gt=0)
     """Scores are cosines over it; null: inner products, in which items keep their length."""
-    recency: bool = True
-    """Self-attentive interests also weigh an event by how far back it is; False: by its place alone, as published."""
 
 
 class ComiRecConfig(InterestShape):
@@ -258,6 +256,8 @@ class ComiRecConfig(InterestShape):
     model: Literal["comirec"] = "comirec"
     extraction: Literal["attention", "routing"] = "attention"
     """ComiRec-SA, or ComiRec-DR (dynamic routing)."""
+    recency: bool = True
+    """Of ComiRec-SA: an event is also weighed by how far back it is; False: by its place alone, as published."""
 
 
 class MINDConfig(InterestShape):
@@ -277,8 +277,10 @@ class DimeRecConfig(InterestShape):
 
     kind: ClassVar[str] = "sequence"
     model: Literal["dimerec"] = "dimerec"
-    guidance: Literal["attention", "routing", "latest"] = "attention"
-    """GEM: ComiRec-SA (the paper's main form), ComiRec-DR, or the last K items."""
+    gem: Literal["attention", "routing", "latest"] = "attention"
+    """Its guidance: ComiRec-SA (the paper's main form), ComiRec-DR, or the last K items."""
+    recency: bool = True
+    """Of self-attentive guidance: an event is also weighed by how far back it is; False: by its place alone."""
     blocks: int = Field(0, ge=0)
     """Transformer blocks between the items and GEM; 0 = none, as published."""
     heads: int = Field(4, ge=1)

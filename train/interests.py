@@ -126,14 +126,12 @@ class RoutedInterests(nn.Module):
     max(1, min(K, floor(log2 n))) interests alone (MIND).
     """
 
-    first_LK: Tensor
-
     def __init__(self, width: int, interests: int, max_length: int, shared: bool, adaptive: bool = False) -> None:
         super().__init__()
         self.interests, self.adaptive = interests, adaptive
         self.bilinear = nn.Linear(width, width if shared else interests * width, bias=False).apply(_without_bias)
         first_LK = torch.randn(max_length, interests) if shared else torch.zeros(max_length, interests)
-        self.register_buffer("first_LK", first_LK)
+        self.first_LK = nn.Parameter(first_LK, requires_grad=False)
 
     def forward(self, history: History) -> Interests:
         """g_BQKD, and which are real."""

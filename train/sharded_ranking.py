@@ -28,7 +28,7 @@ def sharded_target_ranks(
     target_B: Tensor,
     history_BH: Tensor | None = None,
     chunk: int | None = None,
-    candidates: Callable[[Tensor], Tensor] = Tensor.float,
+    candidates: Callable[[Tensor], Tensor] = lambda e: e,
 ) -> Tensor:
     """rank_B of this rank's users, as train.ranking.target_ranks on the whole table. A collective; B may be 0.
 

@@ -327,7 +327,7 @@ def _publish(request: TrainRequest, job: Job, last: Checkpoint, out: Path) -> di
     body = last.body
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
-    table = model.item_table() if last.shards and isinstance(model, ItemModel) else None
+    table = model.items.weight if last.shards and isinstance(model, ItemModel) else None
     load_dense_state(model, body.best or body.model, table)
     if table is not None:
         assemble(table, last.shards, best=body.best is not None)

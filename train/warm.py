@@ -23,13 +23,15 @@ from train import artifact
 from train.artifact import ITEM_FIELD
 from train.configs import ModelConfig
 from train.fields import FieldEncoder
+from train.item_table import ItemModel
 from train.protocol import FieldSpec, SequenceModel
 
 _REMEDY = "set training.start: fresh, or train the configuration that the champion has"
 _FREE = frozenset({
     "dropout", "embedding_dropout", "negatives", "pretrain_share", "align_share", "mse_weight", "recon_weight",
     "aux_weight", "stop_gradient", "max_length", "guidance", "guidance_drop", "prefixes", "ce_weight", "combine",
-    "align", "align_loss", "independent", "sampler", "denoiser_start", "pretrain",
+    "align", "align_loss", "independent", "sampler", "denoiser_start", "pretrain", "gem_weight", "ssm_weight",
+    "sharpness",
 })  # fmt: skip
 """Settings that change how weights are learnt, or how much history is shown, but not what a weight means. What else
 they change (a table of positions, a stage's own encoder) shows in the tensors."""
@@ -135,7 +137,9 @@ def _require_same_fields(champion: Sequence[FieldSpec], today: Sequence[FieldSpe
 def _tables(model: nn.Module) -> dict[str, str]:
     """Parameter -> the field whose vocabulary its rows are, items under '__item__'."""
     fields: dict[Tensor, str] = {}
-    if isinstance(model, SequenceModel) and (table := model.item_table()) is not None:
+    if isinstance(model, ItemModel):
+        fields[model.items.weight] = ITEM_FIELD
+    elif isinstance(model, SequenceModel) and (table := model.item_table()) is not None:
         fields[table] = ITEM_FIELD
     for module in model.modules():
         if isinstance(module, FieldEncoder):

@@ -134,8 +134,9 @@ def intra_list_distance(lists: ArrayLike, categories: ItemCategories) -> NDArray
 
     lists_BK = _listed(lists, categories)
     users, slots = lists_BK.shape
-    _, column = np.unique(categories.values, return_inverse=True)
-    has_VC = csr_array((np.ones(len(column)), column, categories.offsets))
+    numbers, column = np.unique(categories.values, return_inverse=True)
+    shape = (len(categories.offsets) - 1, max(1, len(numbers)))
+    has_VC = csr_array((np.ones(len(column)), column, categories.offsets), shape=shape)
     has_VC.sum_duplicates()
     has_VC.data[:] = 1
     shown = [has_VC[lists_BK[:, slot]] for slot in range(slots)]

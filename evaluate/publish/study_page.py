@@ -124,7 +124,8 @@ def _results(table: StudyTable) -> Section:
         cost = (row.train_seconds, row.users_per_second, memory, row.kl_gaussian)
         rows.append([row.name, f"{row.seeds} of {table.seeds}", *(row.figures.get(c) for c in table.columns), *cost])
     about = (
-        f"{table.about} Percent; mean over users, then mean ± standard deviation over seeds. Validation is that "
+        f"{table.about} In percent but for figures of lists; mean over users, then mean ± standard deviation over "
+        "seeds. Validation is that "
         "by which weights were selected, in training.validation_steps reverse steps. Training seconds and memory are "
         "those of the trained model, whichever way it is evaluated: the largest sum over the training workers, or for "
         "a counted model that of the study's own process. KL of item table: nats between its rows and a round "
@@ -174,9 +175,9 @@ def _sentence(contrast: Contrast) -> str:
         return f"{_label(contrast)}: not run yet."
     if contrast.adjusted_p is None:
         return f"{_label(contrast)}: not defined, no user is left."
-    difference = found.difference
+    difference, points = found.difference, "" if contrast.column.startswith("lists/") else " points"
     return (
-        f"{_label(contrast)}: {_signed(difference.estimate)} points (95 % interval "
+        f"{_label(contrast)}: {_signed(difference.estimate)}{points} (95 % interval "
         f"{_signed(difference.low)} to {_signed(difference.high)}, corrected p {number(contrast.adjusted_p)}): "
         f"{contrast.verdict}."
     )

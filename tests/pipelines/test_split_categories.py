@@ -98,3 +98,6 @@ def test_a_log_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Captu
     (log / "ml-100k.inter").write_text("user_id:token\n1\n")
     assert split_categories.main([str(log), str(folder), str(out)]) == DataRefused.exit_code
     assert "has no column" in capsys.readouterr().err
+    (log / "ml-100k.inter").write_text(head + "1\t2\tbad\t3\n")
+    assert split_categories.main([str(log), str(folder), str(out)]) == DataRefused.exit_code
+    assert "cannot be read as an atomic file" in capsys.readouterr().err

@@ -338,6 +338,8 @@ class TestPlans:
             carried_out(planned(tmp_path, data, tables=tables), tmp_path / "out")
         with pytest.raises(ConfigError, match=r"categories: 'large' is none of small"):
             carried_out(planned(tmp_path, data, categories={"large": "x"}), tmp_path / "out")
+        with pytest.raises(ConfigError, match=r"plan\.yaml: categories\.small: .*no such file"):
+            carried_out(planned(tmp_path, data, categories={"small": "x"}), tmp_path / "out")
 
     def test_the_cutoff_of_the_tables_has_to_be_measured(self, tmp_path: Path, data: Path) -> None:
         row = {"name": "popularity", "model": "popularity", "set": {"evaluation.ks": [10]}}
@@ -402,11 +404,37 @@ class TestShippedPlanOfDimeRec:
         plan = study_plan.read(RECIPES / "dimerec.yaml")
         tables = study_plan.resolve(Path("dimerec.yaml"), plan, dict.fromkeys(plan.data, NO_SPLIT))
         first, second, ablations, settings = ({row.name: row.cells[0] for row in table.rows} for table in tables)
-        defaults = (first["DimeRec"], second["DimeRec"], ablations["DimeRec"], settings["lambda 0.1, mu 1, T 32, K 4"])
+        defaults = (first["DimeRec"], ablations["DimeRec"], settings["lambda 0.1, mu 1, T 32, K 4"])
         assert len({cell.key for cell in defaults}) == 1
+        assert second["DimeRec"].training_key == first["DimeRec"].training_key
         trained = [cell.training_key for cell in (*ablations.values(), *settings.values())]
         assert len(set(trained)) == len(trained) - 1
         assert first["DimeRec, 4 draws"].training_key == first["DimeRec"].training_key
+
+
+class TestColumnsThatCameLater:
+    def test_cells_without_them_are_measured_again(self, tmp_path: Path, data: Path) -> None:
+        out = tmp_path / "out"
+        carried_out(planned(tmp_path, data), out, "popularity")
+        table = {"title": "Counted", "data": "small", "rows": ROWS, "columns": ["lists/exposure_entropy"]}
+        assert len(carried_out(planned(tmp_path, data, tables=[table]), out, "popularity").measured) == 4
+        found = json.loads((out / "study.json").read_text())["tables"][0]["rows"][0]
+        assert 0 < found["figures"]["lists/exposure_entropy"]["mean"] < 1
+        assert len(list((out / "work").iterdir())) == 2, "of the same trained models"
+
+    def test_rows_on_a_sphere_show_their_walks(self, tmp_path: Path, data: Path) -> None:
+        wide = {"name": "as printed", "model": "dimerec-literal", "set": {"config.width": 512}}
+        rows = [{"name": "dimerec", "model": "dimerec"}, wide]
+        tables = [{"title": "Spheres", "data": "small", "rows": rows}]
+        found = carried_out(planned(tmp_path, data, tables=tables), tmp_path / "out", page_only=True)
+        plain, ours, printed = found.study["plots"]
+        lines = dict(plain["lines"])
+        assert min(lines["as printed"]) < -0.9
+        assert lines["ours"] == sorted(lines["ours"], reverse=True)
+        assert dict(ours["lines"])["as it is trained"][0] < 0.3
+        assert [name for name, _ in printed["lines"]] == ["as it is trained"]
+        assert "D = 512" in printed["title"]
+        assert "Corruption on the sphere" in Page((tmp_path / "out" / "study.html").read_text()).text
 
 
 class TestCategories:

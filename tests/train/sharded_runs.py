@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.train.tables import write_sequences
 from tests.train.test_loop import CHUNKS, KilledError, job
 from train import loop
-from train.configs import ADRecConfig, ModelConfig, SASRecConfig
+from train.configs import ADRecConfig, DimeRecConfig, ModelConfig, SASRecConfig
 from train.embedding_health import FIGURES, PREFIX
 from train.item_table import dense_state
 from train.job import Job, opened
@@ -31,6 +31,9 @@ SHAPE = {"width": 8, "blocks": 1, "heads": 1, "max_length": 4, "negatives": CATA
 SASREC = SASRecConfig(**SHAPE, dropout=0, embedding_dropout=0)
 NOISY = SASRecConfig(**SHAPE, dropout=0.5)
 ADREC = ADRecConfig(**SHAPE, denoiser_blocks=1, steps=4, dropout=0, embedding_dropout=0)
+DIMEREC = DimeRecConfig(
+    width=8, max_length=4, negatives=CATALOGUE - 2, interests=2, hidden=8, steps=4, dropout=0, embedding_dropout=0,
+)  # fmt: skip
 #: Nine, so that the first of two ranks has two batches of four, and the second one.
 TARGETS = [([2 + (i + j) % 8 for j in range(i % 4)], 2 + (i + 5) % 8, True) for i in range(9)]
 

@@ -17,6 +17,7 @@ from tests.train.sharded_runs import (
     ADREC,
     CATALOGUE,
     CPU,
+    DIMEREC,
     NOISY,
     SASREC,
     TARGETS,
@@ -74,6 +75,7 @@ def two(root: Path) -> list[Answer]:
         ("killed", False, sharded_job(root, NOISY, "killed", accumulate=2, schedule="linear"), 2),
         ("resumed", False, sharded_job(root, NOISY, "killed", accumulate=2, schedule="linear"), 0),
         ("adrec", False, sharded_job(root, ADREC, "adrec"), 0),
+        ("dimerec", False, sharded_job(root, DIMEREC, "dimerec", validation_steps=0), 0),
     ]
     return on_ranks(2, root / "first", sharded_runs.several, runs)
 
@@ -92,7 +94,7 @@ class TestTwoRanks:
         assert two[0]["straight/loss"][-1] < two[0]["straight/loss"][0]
         assert [len(a["straight/weight"]) for a in two] == [5, 5]
 
-    @pytest.mark.parametrize(("name", "model"), [("straight", SASREC), ("adrec", ADREC)])
+    @pytest.mark.parametrize(("name", "model"), [("straight", SASREC), ("adrec", ADREC), ("dimerec", DIMEREC)])
     def test_validate_what_the_dense_model_scores(self, root, two, name, model):
         dense = train.models.build_sequence(model, CATALOGUE)
         parameters = {key: value for key, value in of(two[0], name).items() if key in dense.state_dict()}
@@ -100,7 +102,7 @@ class TestTwoRanks:
         shares = []
         for rank, users in enumerate((5, 4)):
             with opened(sharded_job(root, model), rank, 2) as splits:
-                settings = TrainingSettings(batch_size=8)
+                settings = TrainingSettings(batch_size=8, validation_steps=0 if model is DIMEREC else None)
                 shares.append(users * validation.validate(dense, splits.valid, settings, rank, 2, CPU)[1])
         assert two[0][f"{name}/valid_ndcg_20"][-1].item() == pytest.approx(sum(shares) / 9, rel=1e-12)
         assert len(TARGETS) == 9
@@ -189,7 +191,7 @@ def test_steps_are_those_of_a_dense_table_under_the_full_softmax(monkeypatch, ba
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("model", [SASREC, ADREC], ids=lambda m: m.model)
+@pytest.mark.parametrize("model", [SASREC, ADREC, DIMEREC], ids=lambda m: m.model)
 def test_a_share_without_any_row_depends_on_all_its_look_ups(model):
     """Else a rank would miss from the exchange in which the others send their gradients."""
     table = ShardedTable(CATALOGUE, 8)
@@ -243,7 +245,8 @@ class TestFiles:
         assert torch.equal(seen[0], seen[1])
         assert (seen[2] >= seen[1]).all()
 
-    def test_the_body_holds_nothing_of_the_table_and_the_artifact_all(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("model", [SASREC, DIMEREC], ids=lambda m: m.model)
+    def test_the_body_holds_nothing_of_the_table_and_the_artifact_all(self, tmp_path, monkeypatch, model):
         """The best validation is not the last here, so it is the best rows that are published."""
         scores = iter([0.1, 0.3, 0.2, 0.2])
         monkeypatch.setattr("train.loop.validate", lambda *args: ("valid_ndcg_20", next(scores)))
@@ -254,15 +257,15 @@ class TestFiles:
 
         monkeypatch.setattr(trainer, "_run_workers", run_workers)
         monkeypatch.setattr(trainer, "require_resources", lambda settings: False)
-        request = request_for(tmp_path, SASREC, sharded=True, epochs=4)
+        request = request_for(tmp_path, model, sharded=True, epochs=4)
         metrics = trainer.fit(request, tmp_path / "m", tmp_path / "runs")
         last = checkpoint.latest_valid(checkpoint.candidates(tmp_path / "runs" / "run"))[1]
         assert "items.weight" not in last.body.model
         assert "items.weight" not in last.body.best
         assert metrics["best_epoch"] == 2
         loaded = train.load(tmp_path / "m")
-        assert torch.equal(loaded.model.item_table(), seen["tables"][1])
-        assert loaded.config == SASREC
+        assert torch.equal(loaded.model.items.weight, seen["tables"][1])
+        assert loaded.config == model
         assert not torch.equal(seen["tables"][1], seen["tables"][3])
 
 
@@ -288,7 +291,7 @@ class TestNegatives:
                     total += counted(splits.predicted(), CATALOGUE)
             assert total[2:].tolist() == [1, 2, 0, 1, 0, 1, 0, 2]
 
-    @pytest.mark.parametrize("model", [SASREC, ADREC], ids=lambda m: m.model)
+    @pytest.mark.parametrize("model", [SASREC, ADREC, DIMEREC], ids=lambda m: m.model)
     def test_without_a_proposal_there_are_none(self, model):
         built = train.models.build_sequence(type(model)(**{**model.model_dump(), "max_length": 9}), 14)
         with pytest.raises(TrainingError, match=r"config\.negatives: the model has no proposal"):

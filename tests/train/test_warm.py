@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,15 +19,26 @@ from tests.train.tables import write_samples
 from tests.train.test_loop import ADREC, SASREC, KilledError, job, rows_of, run, same, worker_of
 from tests.train.test_trainer import VOCABULARY, in_this_process, request_for
 from train import artifact, trainer
-from train.configs import ADRecConfig, AsymDiffRecConfig, DNNConfig, ModelConfig, PopularityConfig, SASRecConfig
+from train.configs import (
+    ADRecConfig,
+    AsymDiffRecConfig,
+    DimeRecConfig,
+    DNNConfig,
+    MINDConfig,
+    ModelConfig,
+    PopularityConfig,
+    SASRecConfig,
+)
 from train.job import Job
-from train.protocol import FieldSpec
+from train.protocol import FieldSpec, SequenceBatch
 from train.trainer import fit
 from train.warm import require_vocabulary, start_from
 
 TABLE_FIRST = ADREC.model_copy(update={"pretrain": "table", "positions": False})
 """As published: a stage with an encoder of its own."""
 TINY = SASRecConfig(width=4, blocks=1, heads=1, max_length=3)
+MIND = MINDConfig(width=4, max_length=3)
+DIMEREC = DimeRecConfig(width=4, max_length=3, hidden=8, steps=4, interests=2)
 RANKER = DNNConfig(embedding_width=2, hidden=(4,))
 WRAPPED = AsymDiffRecConfig(base=RANKER, hidden=4)
 FIELDS = (
@@ -94,6 +106,18 @@ class TestWhatIsTakenOver:
         assert torch.equal(now[shop], torch.cat([old[shop], fresh[shop][2:]]))  # it had no key yet
         assert now[f"{prefix}fields.mean_G"].tolist() == [3.0]
         assert all(torch.equal(now[name], old[name]) for name in old if name not in (colour, shop))
+
+    @pytest.mark.parametrize("config", [MIND, DIMEREC], ids=["mind", "dimerec"])
+    def test_a_model_of_interests_answers_as_its_champion(self, tmp_path, config):
+        """First logits of its routing and a table of cosines included, with a vocabulary that grew."""
+        champion(tmp_path / "m", config)
+        model = built(config, 7, (), seed=2)
+        start_from(model, config, (), tmp_path / "m")
+        old: Any = artifact.load(tmp_path / "m").model
+        histories = SequenceBatch.left_padded(torch.tensor([[2, 3, 4], [0, 4, 2]]))
+        found = [m.eval().user_vectors(histories, 0, torch.Generator()) for m in (old, model)]
+        torch.testing.assert_close(found[1], found[0])
+        torch.testing.assert_close(model.item_table()[:5], old.item_table())
 
     def test_the_same_vocabulary_is_a_copy(self, tmp_path):
         old = champion(tmp_path / "m")

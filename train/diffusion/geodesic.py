@@ -12,7 +12,7 @@ signal:
 
 Then x_t is about sqrt(abar_t) x_0 + sqrt(1 - abar_t) u, u a tangent vector of about length 1: the Gaussian process with
 noise of length 1 in the tangent space, whose reverse formulas hold. The mean cosine to x_0 falls in t for every
-schedule, and ends near sqrt(abar_T), at any D.
+schedule and any D, and ends near sqrt(abar_T): at D = 64 0.007 above it, at D = 3, where lengths vary, 0.17.
 
 Shapes: as of the Gaussian process; D at least 2, x_0 and x_t of length 1.
 """
@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from train.diffusion.gaussian import GaussianDiffusion, _at, draw_noise
 from train.diffusion.sphere import exp_map, normalised, tangent
+
+_QUANTILES = 4096
 
 
 class GeodesicDiffusion(GaussianDiffusion):
@@ -68,14 +71,12 @@ class GeodesicDiffusion(GaussianDiffusion):
         return self.noise_T if self.literal else self.angle_T / math.sqrt(width - 1)
 
     def mean_cosine(self, width: int) -> Tensor:
-        """E[cos(x_0, x_t)] of every step, float64: of cos(s chi), chi with D - 1 degrees of freedom.
+        """E[cos(x_0, x_t)] of every step: of cos(s chi), chi with D - 1 degrees of freedom, over its quantiles."""
+        from scipy.stats import chi
 
-        That is M((D - 1) / 2, 1/2, -s^2 / 2), Kummer's function (the characteristic function of chi).
-        """
-        from scipy.special import hyp1f1
-
-        half_square_T = self.scales(width).cpu().numpy() ** 2 / 2
-        return torch.from_numpy(hyp1f1((width - 1) / 2, 0.5, -half_square_T))
+        middles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
+        length_Q = torch.from_numpy(chi.ppf(middles, width - 1))
+        return torch.cos(self.scales(width).cpu()[:, None] * length_Q).mean(dim=1)
 
 
 def random_points(like: Tensor, generator: torch.Generator) -> Tensor:

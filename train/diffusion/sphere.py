@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _SMALLEST = 1e-18
-"""Lengths up to it count as none: their squares vanish in float32."""
+"""A vector whose largest coordinate is no more has no direction."""
 _ROUNDING = 16
 """A sine of so many units of rounding says nothing of the direction."""
 
@@ -40,8 +40,8 @@ def tangent(x: Tensor, v: Tensor) -> Tensor:
 
 def exp_map(x: Tensor, v: Tensor) -> Tensor:
     """cos|v| x + sin|v| v / |v|: where one arrives who walks |v| from x along the great circle in the tangent v's
-    direction. v = 0 stays, |v| = pi is the antipode."""
-    x, v = _exact(x), _exact(v)
+    direction. v = 0 stays, |v| = pi is the antipode. x is normalised first: in half precision it is none."""
+    x, v = normalised(x), _exact(v)
     angle = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
     return normalised(angle.cos() * x + torch.sinc(angle / math.pi) * v)
 
@@ -51,7 +51,7 @@ def log_map(x: Tensor, y: Tensor) -> Tensor:
 
     From x to its antipode every direction is as short: then it is that of the unit vector on whose axis x has least.
     """
-    x, y = _exact(x), _exact(y)
+    x, y = normalised(x), normalised(y)
     cosine = (x * y).sum(dim=-1, keepdim=True)
     across = tangent(x, y)
     sine = torch.linalg.vector_norm(across, dim=-1, keepdim=True)

@@ -98,7 +98,7 @@ class DimeRec(CosineItemModel):
             "attention": lambda: SelfAttentiveInterests(*shape, config.recency),
             "routing": lambda: RoutedInterests(*shape, shared=False),
             "latest": lambda: LatestItems(config.interests),
-        }[config.guidance]()
+        }[config.gem]()
         self.dam = Denoiser(config.width, config.interests, config.hidden, config.steps, config.dropout)
         abar_T = config.signal**2 * alphas_cumprod(config.schedule, config.steps)
         self.on_sphere = config.process != "gaussian"
@@ -163,7 +163,7 @@ class DimeRec(CosineItemModel):
         answer, code_TH = self.dam.repeated(known_BH), self.dam.codes()
         # All users are at one step.
         x0_BD = self.diffusion.sample(lambda x, t: answer(x, code_TH[t[:1]]), start_BD, steps, generator)
-        return normalised(x0_BD) if self.on_sphere else x0_BD
+        return normalised(x0_BD) if self.on_sphere or self.temperature is not None else x0_BD
 
     def interests(self, shown_BLD: Tensor, batch: SequenceBatch, latest: bool = False) -> Interests:
         """GEM's, of every position or of the `latest` alone."""

@@ -89,6 +89,12 @@ def test_distance_by_hand() -> None:
     assert intra_list_distance([[2, 5], [2, 0], [0, 0]], GENRES).tolist() == [1.0, 0.0, 0.0]
 
 
+def test_nobody_has_a_category() -> None:
+    nothing = ItemCategories.from_lists([[]] * 5)
+    assert intra_list_distance([[2, 3], [4, 0]], nothing).tolist() == [1.0, 0.0]
+    assert category_count([[2, 3]], nothing).tolist() == [0]
+
+
 @given(lists=lists_of_items)
 def test_distance_is_the_mean_over_pairs_of_sets(lists: np.ndarray) -> None:
     rows = [set(GENRES.values[a:b].tolist()) for a, b in zip(GENRES.offsets, GENRES.offsets[1:], strict=False)]

@@ -16,7 +16,15 @@ from evaluate.publish.registry import Registry, registry
 from evaluate.settings import TrackingSettings
 from infra.tables import Kind
 from train import artifact
-from train.configs import AsymDiffRecConfig, BigramConfig, DNNConfig, ModelConfig, PopularityConfig, SASRecConfig
+from train.configs import (
+    AsymDiffRecConfig,
+    BigramConfig,
+    DimeRecConfig,
+    DNNConfig,
+    ModelConfig,
+    PopularityConfig,
+    SASRecConfig,
+)
 from train.protocol import FieldSpec
 from train.ragged import Ragged
 
@@ -41,6 +49,7 @@ CONFIGS: dict[str, ModelConfig] = {
     "popularity": PopularityConfig(),
     "bigram": BigramConfig(),
     "sasrec": SASRecConfig(width=4, blocks=1, heads=1, max_length=3),
+    "dimerec": DimeRecConfig(width=4, max_length=3, hidden=8, steps=4, signal=1.0),
     "dnn": DNNConfig(embedding_width=3, hidden=(5,)),
     "asymdiffrec": AsymDiffRecConfig(base=DNNConfig(embedding_width=3, hidden=(5,)), hidden=4),
 }

@@ -75,8 +75,14 @@ class TestRetrieval:
     def test_keep_history(self, popularity):
         assert ask(popularity, ["b"], keep_history=True, k=2) == [[["a", "b"], [5.0, 4.0]]]
 
-    def test_draws(self, popularity):
+    def test_draws(self, popularity, artifacts):
+        """Of a model without noise they are all alike; of one with noise a score is the highest of all draws."""
         assert ask(popularity, ["b"], draws=3) == ask(popularity, ["b"])
+        dimerec = opened(RetrievalModel(), artifacts["dimerec"])
+        one, many = (dict(zip(*ask(dimerec, ["b"], draws=n)[0], strict=True)) for n in (1, 8))
+        assert one.keys() == many.keys() == {"a", "7", "d"}
+        assert all(many[item] >= one[item] for item in one)
+        assert many != one
         with pytest.raises(UsageError, match="draws: asked for 0"):
             ask(popularity, ["b"], draws=0)
 

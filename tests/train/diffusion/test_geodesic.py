@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import hyp1f1
 
 from infra.errors import ConfigError
 from train.diffusion.gaussian import draw_noise
@@ -51,6 +52,30 @@ def test_corruption_is_monotone_for_any_number_of_steps(schedule, steps, width):
     mean_T = process(schedule, steps).mean_cosine(width)
     assert ((mean_T > 0) & (mean_T < 1)).all()
     assert (mean_T.diff() < 0).all()
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(SCHEDULES)), st.floats(0.01, 1), st.sampled_from([2, 16, 64, 128, 4096]))
+def test_corruption_is_monotone_at_any_share_of_the_signal(schedule, signal, width):
+    """As DimeRec trains it: the target shows less from the first step on."""
+    mean_T = GeodesicDiffusion(signal**2 * alphas_cumprod(schedule, 32)).mean_cosine(width)
+    assert (mean_T.diff() < 0).all()
+    assert 0 < mean_T[-1] < mean_T[0] < max(signal, 0.6 / width) + 0.6 / width
+
+
+@pytest.mark.parametrize("width", [3, 64, 384])
+def test_the_mean_cosine_is_kummers_function(width):
+    """E[cos(s chi_k)] = M(k / 2, 1 / 2, -s^2 / 2)."""
+    for literal in (False, True):
+        walk = process(literal=literal)
+        expected = hyp1f1((width - 1) / 2, 0.5, -(walk.scales(width).numpy() ** 2) / 2)
+        torch.testing.assert_close(walk.mean_cosine(width), torch.from_numpy(expected), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_it_is_finite_at_any_width(literal):
+    for width in (512, 4096, 16384):
+        assert process(literal=literal).mean_cosine(width).isfinite().all()
 
 
 @pytest.mark.parametrize("literal", [False, True])

@@ -105,6 +105,19 @@ def test_a_quarter_of_a_circle_by_hand():
     torch.testing.assert_close(log_map(x, torch.tensor([0.0, 1.0])), v)
 
 
+@given(points_and_tangents(), st.sampled_from([torch.float16, torch.bfloat16]))
+def test_points_in_half_precision_are_points_of_the_sphere_all_the_same(given_, dtype):
+    """Rounded, x has not length 1 any more: it is normalised before anything else."""
+    x, direction, angle = given_
+    half = x.to(dtype)
+    v = min(angle, 3.0) * normalised(tangent(normalised(half), direction))
+    y = exp_map(half, v)
+    assert y.dtype == torch.float32
+    assert on_the_sphere(y)
+    torch.testing.assert_close(log_map(half, y), v, rtol=0, atol=3 * ON)
+    torch.testing.assert_close(exp_map(half, log_map(half, y.to(dtype))), normalised(y.to(dtype)), rtol=0, atol=ON)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("angle", [0.0, 6e-8, 1e-6, 1e-3, 1.0, math.pi])
 def test_half_precision_is_finite_and_answered_in_float32(dtype, angle):

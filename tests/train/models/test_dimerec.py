@@ -26,6 +26,7 @@ from train.diffusion.geodesic import random_points
 from train.diffusion.sphere import normalised
 from train.models.dimerec import DimeRec
 from train.ranking import user_vectors
+from train.sampled_softmax import Proposal
 
 SHAPE = {"width": 16, "max_length": 6, "steps": 8, "hidden": 32, "heads": 2, "signal": 1.0}
 
@@ -102,11 +103,11 @@ class TestAsInThePaper(DimeRecTests):
 
 
 class TestRouting(Learning):
-    changes: ClassVar = {"guidance": "routing", "temperature": 0.1}
+    changes: ClassVar = {"gem": "routing", "temperature": 0.1}
 
 
 class TestLatestItems(Learning):
-    changes: ClassVar = {"guidance": "latest", "temperature": 0.1}
+    changes: ClassVar = {"gem": "latest", "temperature": 0.1}
 
 
 class TestBehindATransformer(Learning):
@@ -129,11 +130,11 @@ class TestBehindATransformer(Learning):
 
 
 class TestGaussian(DimeRecTests):
-    changes: ClassVar = {"process": "gaussian", "guidance": "latest", "temperature": None}
+    changes: ClassVar = {"process": "gaussian", "gem": "latest", "temperature": None}
 
 
 class TestLiteral(Learning):
-    changes: ClassVar = {"process": "literal", "guidance": "latest", "temperature": 0.1}
+    changes: ClassVar = {"process": "literal", "gem": "latest", "temperature": 0.1}
 
 
 def cross_entropy(table: torch.Tensor, u: torch.Tensor, target: int) -> torch.Tensor:
@@ -187,6 +188,31 @@ def test_settings_that_make_no_sense(wrong):
         DimeRecConfig(**(SHAPE | wrong))
 
 
+def test_gaussian_vectors_are_cosines_too_where_scores_are():
+    model = dimerec(process="gaussian", temperature=0.1)
+    u = user_vectors(model, histories([4, 5]), None, seeded(), draws=3)
+    torch.testing.assert_close(u.norm(dim=-1), torch.ones(1, 3))
+
+
+def test_bfloat16_training_is_near_float32():
+    model = dimerec(dropout=0.0, embedding_dropout=0.0)
+    exact = model.loss(TRAINING, seeded()).total
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.train().loss(TRAINING, seeded()).total
+    rough.backward()
+    assert rough.item() == pytest.approx(exact.item(), rel=0.05)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_as_many_negatives_as_items_are_the_whole_softmax():
+    """In the limit, by cosines: what is drawn is normalised as the table is."""
+    whole, drawn = dimerec(), dimerec(negatives=200_000)
+    drawn.proposal = Proposal(torch.zeros(CATALOGUE))
+    expected, found = (m.loss(TRAINING, seeded()).parts for m in (whole, drawn))
+    for name in ("gem", "ssm"):
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=0.05)
+
+
 def test_nobody_is_answered():
     nobody = histories([4])
     nobody = nobody.rows(torch.empty(0, dtype=torch.int64))
@@ -212,7 +238,7 @@ def test_several_draws_are_several_interests():
 @settings(deadline=None, max_examples=25)
 @given(st.integers(1, 12), st.sampled_from(["attention", "routing", "latest"]), st.integers(0, 99))
 def test_zero_rows_and_more_interests_than_events_are_finite(interests, guidance, seed):
-    model = dimerec(interests=interests, guidance=guidance, temperature=0.1)
+    model = dimerec(interests=interests, gem=guidance, temperature=0.1)
     with torch.no_grad():
         model.items.weight[3:9] = 0
     model.train()
