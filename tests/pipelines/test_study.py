@@ -404,7 +404,7 @@ class TestShippedPlanOfDimeRec:
         plan = study_plan.read(RECIPES / "dimerec.yaml")
         tables = study_plan.resolve(Path("dimerec.yaml"), plan, dict.fromkeys(plan.data, NO_SPLIT))
         first, second, ablations, settings = ({row.name: row.cells[0] for row in table.rows} for table in tables)
-        defaults = (first["DimeRec"], ablations["DimeRec"], settings["lambda 0.1, mu 1, T 32, K 4"])
+        defaults = (first["DimeRec"], ablations["DimeRec"], settings["lambda 0.3, mu 1, T 32, K 4"])
         assert len({cell.key for cell in defaults}) == 1
         assert second["DimeRec"].training_key == first["DimeRec"].training_key
         trained = [cell.training_key for cell in (*ablations.values(), *settings.values())]
