@@ -293,7 +293,7 @@ class DimeRecConfig(InterestShape):
     """T: steps of the diffusion process."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "beta"] = "beta"
     """Noise schedule (train/diffusion/schedules.py)."""
-    signal: float = Field(0.3, gt=0, le=1)
+    signal: float = Field(0.1, gt=0, le=1)
     """Of the schedule's signal so much is left: abar is multiplied by its square. With 1 an early step shows which item
     the target is, and a reverse process draws one item instead of ranking all that may follow (changelog)."""
     process: Literal["geodesic", "literal", "gaussian"] = "geodesic"
