@@ -123,6 +123,8 @@ def _score(
     lists = []
     with torch.inference_mode():
         model: Any = loaded.model
+        if hasattr(model, "diffusion"):
+            model.diffusion.stop_after = settings.stop_after
         own_VD, known = model.item_table(), loaded.catalogue
         assert known is not None
         e_VD = None if own_VD is None else own_VD[:catalogue]

@@ -21,6 +21,8 @@ class RetrievalSettings(Settings):
     steps: int | None = Field(None, ge=0)
     """Steps of the reverse process at inference, at most the model's own number; all of them if null. 0 is one pass
     without noise, the row that shows what the process adds. Models without a process ignore it."""
+    stop_after: int | None = Field(None, ge=1)
+    """What stands after so many steps of the reverse process answers, noisy as it is; null: after all of them."""
     draws: int = Field(1, ge=1)
     """Noise draws per user; an item's score is its highest among them. Models without noise answer every one alike."""
     seed: int = Field(0, ge=0, lt=2**32)

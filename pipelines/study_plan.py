@@ -160,7 +160,8 @@ class Cell:
     def _evaluation(self) -> dict[str, Any]:
         """Without settings that came later and are at their defaults, so that older cells keep their names."""
         settings = self.settings.evaluation
-        later = {name for name in ("draws",) if getattr(settings, name) == type(settings).model_fields[name].default}
+        fields = type(settings).model_fields
+        later = {name for name in ("draws", "stop_after") if getattr(settings, name) == fields[name].default}
         return settings.model_dump(mode="json", exclude=later)
 
     @property

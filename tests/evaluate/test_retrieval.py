@@ -247,7 +247,7 @@ class TestModels:
         whole = self.measured(path, lake, version, 30)
         for size in (1, 5):
             assert self.measured(path, lake, version, 30, batch_size=size) == whole
-        assert self.measured(path, lake, version, 30, draws=3) == whole
+        assert self.measured(path, lake, version, 30, draws=3, stop_after=1) == whole
         assert 0 < whole["metrics"]["all_items/mrr"] < 1
 
     def test_noise_is_the_seeds(self, tmp_path):
@@ -258,6 +258,8 @@ class TestModels:
         assert self.measured(path, lake, version, 30, seed=1) != first
         assert self.measured(path, lake, version, 30, steps=1) != first
         assert self.measured(path, lake, version, 30, draws=3) != first
+        assert self.measured(path, lake, version, 30, stop_after=1) != first
+        assert self.measured(path, lake, version, 30, stop_after=3) == first
         # As documented: the draws follow the batches.
         assert self.measured(path, lake, version, 30, batch_size=5) != first
         assert self.measured(path, lake, version, 30, batch_size=5) == self.measured(
@@ -345,10 +347,10 @@ class TestItemCategories:
             item_categories(lake, 2, "2024-03-01", "colour", ["a"])
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"ks": ()}, {"ks": (5, 0)}, {"list_length": 0}, {"batch_size": 0}, {"steps": -1}, {"seed": -1}, {"draws": 0}],
-)
+WRONG = [{"ks": ()}, {"ks": (5, 0)}, *({name: 0} for name in ("list_length", "batch_size", "draws", "stop_after"))]
+
+
+@pytest.mark.parametrize("wrong", [*WRONG, {"steps": -1}, {"seed": -1}])
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         RetrievalSettings(**wrong)

@@ -54,6 +54,8 @@ class GaussianDiffusion(nn.Module):
     of_x0_T: Tensor
     of_xt_T: Tensor
     log_variance_T: Tensor
+    stop_after: int | None = None
+    """So many reverse steps are made and no more, to look at a process on its way; None: all."""
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
         super().__init__()
@@ -117,6 +119,7 @@ class GaussianDiffusion(nn.Module):
         """x_0 from x_T by ancestral sampling, or `deterministic` (DDIM); `steps` below T samples the strided process,
         None all T; 0 is one pass without noise: x0_hat of x = 0 at the last step, whatever `x_T` is.
 
+        With `stop_after` steps it is what stands after those, noisy as it is.
         The strided process keeps abar at the chosen steps and takes its own betas and posterior from
         them; the denoiser still hears the step indices of the full process.
         Raises ConfigError unless 0 <= steps <= T.
@@ -127,7 +130,7 @@ class GaussianDiffusion(nn.Module):
         chosen = strided(self.steps, self.steps if steps is None else steps)
         process = self if len(chosen) == self.steps else self.respaced(chosen).to(x_T.device)
         x = x_T
-        for i in reversed(range(len(chosen))):
+        for i in [*reversed(range(len(chosen)))][: self.stop_after]:
             t = torch.full(x.shape[:-1], int(chosen[i]), dtype=torch.int64, device=x.device)
             own_t = torch.full_like(t, i)
             x0_hat = denoise(x, t)

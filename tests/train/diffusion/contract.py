@@ -156,6 +156,18 @@ class GaussianProcessContract:
         assert heard == sorted(set(heard), reverse=True)
         assert steps == 1 or heard[-1] == 0
 
+    @pytest.mark.parametrize("steps", [None, 5])
+    def test_a_process_may_be_stopped_on_its_way(self, steps):
+        """What stands after n steps is what the denoiser is shown next."""
+        seen, whole, x_T = [], self.process(), torch.randn(3, 4)
+        whole.sample(lambda x, t: seen.append(x) or 0.5 * x, x_T, steps, seeded(1))
+        for stop_after in (1, 3):
+            stopped = self.process()
+            stopped.stop_after = stop_after
+            assert torch.equal(stopped.sample(_half, x_T, steps, seeded(1)), seen[stop_after])
+        stopped.stop_after = 99
+        assert torch.equal(stopped.sample(_half, x_T, steps, seeded(1)), whole.sample(_half, x_T, steps, seeded(1)))
+
     def test_one_generator_one_sample(self):
         def run(seed):
             return self.process().sample(_half, torch.ones(3, 4), None, seeded(seed))
