@@ -271,6 +271,11 @@ class _Work:
         return row
 
 
+def _losses(entry: Mapping[str, float]) -> dict[str, float]:
+    """Of a validation: its epoch, and the epoch's mean training loss, whole and by its terms without their weights."""
+    return {name: value for name, value in entry.items() if name == "epoch" or name.startswith("loss")}
+
+
 def _probed(artifact: Path, categories: ItemCategories) -> float:
     import torch
 
@@ -303,6 +308,7 @@ def _summary(
         "best_epoch": report["best_epoch"],
         "embedding_health": {n.removeprefix(PREFIX): v for n, v in report.items() if n.startswith(PREFIX)},
         "epochs": report["epochs"],
+        "losses": [_losses(entry) for entry in report.get("validations", [])],
         "config": settings.config.model_dump(mode="json"),
         "training": {**settings.training.model_dump(mode="json"), "workers": report["workers"]},  # those that trained
         "evaluation": settings.evaluation.model_dump(mode="json"),

@@ -77,6 +77,8 @@ class PlannedTable(Settings):
     """What is shown: "set/metric", a set being all_items, history_removed, lists (recommended), table or valid."""
     compare: tuple[Column, ...] = Field(COMPARED, min_length=1)
     """What rows are tested in against each other, user by user."""
+    losses: bool = False
+    """Whether the page shows the terms of each row's training loss, of the first seed that was run."""
     rows: tuple[PlannedRow, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -195,6 +197,7 @@ class Table:
     data: str
     columns: tuple[str, ...]
     compare: tuple[str, ...]
+    losses: bool
     rows: tuple[Row, ...]
 
 
@@ -213,7 +216,7 @@ def resolve(path: Path, plan: StudyPlan, splits: Mapping[str, PublishedSplit]) -
             for place, planned in enumerate(table.rows)
             for row in _rows(planned, sections, f"{path}: tables.{number}.rows.{place}", plan, table, splits)
         ]
-        tables.append(Table(table.title, table.data, table.columns, table.compare, tuple(rows)))
+        tables.append(Table(table.title, table.data, table.columns, table.compare, table.losses, tuple(rows)))
     return tables
 
 

@@ -43,7 +43,15 @@ class Results:
         plan["data"] = {name: split.digest for name, split in self.splits.items()}
         plan["categories"] = {name: self.splits[name].categories_digest for name in self.plan.categories}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, self._corruptions())
+        return Study(
+            title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, [*self._corruptions(), *self._losses()]
+        )
+
+    def _losses(self) -> list[Trend]:
+        """The terms of a trained row's loss over its epochs, where a table asks for them."""
+        rows = [row for table in self.tables if table.losses for row in table.rows if row.name == row.planned]
+        found = [(row, self.measured(row)) for row in rows]
+        return [plot for row, cells in found if cells and (plot := _terms(row.name, cells[0])) is not None]
 
     def _corruptions(self) -> list[Trend]:
         """How far walks on the sphere lead away from their target: a plain one, and each that a row trains with."""
@@ -124,6 +132,19 @@ class Results:
             values_SB = unit(metric) * self.cells.per_user([*firsts, *seconds], metric)
             self._compared[key] = compare(values_SB[: len(pairs)], values_SB[len(pairs) :])
         return self._compared[key]
+
+
+def _terms(name: str, cell: Mapping[str, Any]) -> Trend | None:
+    """None of a model without a history of losses; of a training in stages the last one's epochs."""
+    past = cell["figures"].get("losses", [])
+    terms = sorted(set(past[-1]) - {"epoch", "loss"}) if past else []
+    shown = [entry for entry in past if set(terms) <= set(entry)]
+    if not terms:
+        return None
+    lines = [(term.removeprefix("loss_"), [entry[term] for entry in shown]) for term in terms]
+    words = "Mean over the epoch's training targets, each term without its weight."
+    epochs = [int(entry["epoch"]) for entry in shown]
+    return Trend(f"Losses in training: {name}, seed {cell['seed']}", words, epochs, lines)
 
 
 def _plain_corruption() -> Trend:

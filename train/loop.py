@@ -189,7 +189,8 @@ class Worker:
         self._advance(epoch=epoch, position=0, sums={}, finished=last, examples=self.state.examples + self.splits.rows)
         started = time.perf_counter()
         if last or epoch % self.settings.validate_every == 0:
-            metrics |= self._validated(final_stage=stage is self.stages[-1])
+            losses = {name: value for name, value in metrics.items() if name.startswith("loss")}
+            metrics |= self._validated(stage is self.stages[-1], losses)
         peak = self._peak_memory()
         self._advance(
             seconds=self.state.seconds + time.perf_counter() - started,
@@ -243,8 +244,9 @@ class Worker:
         peak = torch.tensor(peak_memory(self.device), dtype=torch.int64, device=self.device)
         return int(sum_over_ranks(peak))
 
-    def _validated(self, final_stage: bool) -> dict[str, Any]:
-        """Validate, and in the last stage compare with the best so far and count towards patience."""
+    def _validated(self, final_stage: bool, losses: Mapping[str, float]) -> dict[str, Any]:
+        """Validate, and in the last stage compare with the best so far and count towards patience; `losses`: of the
+        epoch, for the history."""
         with self.average.in_place(self.model) if self.average else nullcontext():
             name, value = validate(self.model, self.splits.valid, self.settings, self.rank, self.world, self.device)
             health = health_metrics(self.model)
@@ -260,7 +262,7 @@ class Worker:
                     out_of_patience = 0 < self.settings.patience <= bad
                     self._advance(bad_validations=bad, finished=self.state.finished or out_of_patience)
         if health:
-            entry = {"epoch": self.state.epoch, name: value, **health}
+            entry = {"epoch": self.state.epoch, name: value, **health, **losses}
             self._advance(validations=with_validation(self.state.validations, entry, self.state.best_epoch))
         return {name: value, **health, "best_epoch": self.state.best_epoch}
 

@@ -103,7 +103,7 @@ class TestPopularity:
         assert list(found) == [
             *("model", "data", "seed", "users", "items", "all_items", "history_removed", "lists", "table"),
             *("train_seconds", "score_seconds", "peak_memory_bytes", "valid", "best_epoch", "embedding_health"),
-            *("epochs", "config", "training", "evaluation"),
+            *("epochs", "losses", "config", "training", "evaluation"),
         ]
         told = [found[name] for name in ("model", "data", "seed", "users", "items")]
         assert told == ["popularity", str(data), 5, USERS, ITEMS]

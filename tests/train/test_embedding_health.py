@@ -243,7 +243,7 @@ class TestInTheLoop:
     def test_with_each_validation_and_no_other_report(self, tmp_path):
         worker, reports = run(job(tmp_path, epochs=5, validate_every=2))
         assert [set(self.NAMES) <= set(m) for m in reports] == [False, True, False, True, True]
-        wanted = ("epoch", "valid_ndcg_20", *self.NAMES)
+        wanted = ("epoch", "valid_ndcg_20", *self.NAMES, "loss", "loss_ce")
         assert worker.state.validations == [{k: m[k] for k in wanted} for m in reports if "valid_ndcg_20" in m]
         last = embedding_health(worker.model.items.weight)
         assert [reports[-1][name] for name in self.NAMES] == list(last.values())

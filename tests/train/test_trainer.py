@@ -101,7 +101,7 @@ class TestOnRay:
 
         best = {f"embedding_{name}": value for name, value in embedding_health(loaded.model.item_table()).items()}
         assert {name: metrics[name] for name in best} == pytest.approx(best, rel=1e-9)
-        wanted = ("epoch", "valid_ndcg_20", *best)
+        wanted = ("epoch", "valid_ndcg_20", *best, "loss", "loss_ce")
         assert metrics["validations"] == [{name: m[name] for name in wanted} for m in progress]
 
         # A finished run needs no worker any more, and its artifact is the one that is there.
