@@ -9,8 +9,8 @@ Training is Algorithm 1: x_0 the target's vector on the sphere, t uniform, x_t b
 (train/diffusion/geodesic.py, which says where it differs from the printed formula); sampling is Algorithm 2 from a
 random point. Of what the paper leaves open: the guidance is flattened, in the order of its interests; every position is
 a target; the softmax is over the catalogue unless `negatives` are drawn; gradients reach the targets' vectors and the
-guidance. Ours: a bias of GEM for how far back an event is (`recency`), cosines over a `temperature`, and a `signal` below
-1 in the default; Transformer `blocks` between items and GEM, pre-trained for a share of the epochs, as a choice.
+guidance. Ours: a bias of GEM for how far back an event is (`recency`), cosines over a `temperature`, and a `signal`
+below 1 in the default; Transformer `blocks` between items and GEM, pre-trained for a share of the epochs, as a choice.
 
 Shapes: B batch, L length, D width, K interests, H hidden, T steps, R = 1 vector per user, V catalogue rows.
 """
