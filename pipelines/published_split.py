@@ -226,9 +226,9 @@ def write(lake: Lake, split: PublishedSplit, length: int | None) -> int:
 
 def sequences(split: PublishedSplit) -> Iterator[Ids]:
     """Each user's item indices, the validation and the test item last."""
-    starts = np.cumsum(split.lengths_U) - split.lengths_U
-    for start, length, valid, test in zip(starts, split.lengths_U, split.valid_U, split.test_U, strict=True):
-        yield np.concatenate([split.train_T[start : start + length], [valid, test]])
+    pieces = _pieces(split)
+    held_out = len(pieces.held_out)
+    return (pieces.items[s : e + held_out].astype(np.int64) for s, e in zip(pieces.starts, pieces.ends, strict=True))
 
 
 def _pieces(split: PublishedSplit) -> cutting.Pieces:

@@ -178,7 +178,7 @@ def _cosines(schedule: str, steps: int, width: int, literal: bool, signal: float
     from train.diffusion.geodesic import GeodesicDiffusion
     from train.diffusion.schedules import alphas_cumprod
 
-    walk = GeodesicDiffusion(signal**2 * alphas_cumprod(schedule, steps), literal)
+    walk = GeodesicDiffusion(alphas_cumprod(schedule, steps, signal), literal)
     cosines: list[float] = walk.mean_cosine(width).tolist()
     return cosines
 

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from train.layers import attention_mask, place_embedding
-from train.protocol import SequenceBatch
+from train.configs import InterestShape
+from train.dropout import Dropout
+from train.item_table import CosineItemModel, ItemTable
+from train.layers import attention_mask, initialise, place_embedding
+from train.protocol import LossParts, SequenceBatch
 
 ROUNDS = 3
 """Of dynamic routing, as published."""
@@ -98,7 +101,7 @@ class SelfAttentiveInterests(nn.Module):
         self.places = place_embedding(max_length, width)
         self.score = nn.Sequential(
             nn.Linear(width, 4 * width, bias=False), nn.Tanh(), nn.Linear(4 * width, interests, bias=False)
-        ).apply(_without_bias)
+        ).apply(initialise)
         slope_K = 4.0 ** (1 - torch.arange(interests))
         bias_KL = -slope_K[:, None] * torch.arange(max_length)
         self.recency_KL = nn.Parameter(bias_KL) if recency else None
@@ -129,7 +132,7 @@ class RoutedInterests(nn.Module):
     def __init__(self, width: int, interests: int, max_length: int, shared: bool, adaptive: bool = False) -> None:
         super().__init__()
         self.interests, self.adaptive = interests, adaptive
-        self.bilinear = nn.Linear(width, width if shared else interests * width, bias=False).apply(_without_bias)
+        self.bilinear = nn.Linear(width, width if shared else interests * width, bias=False).apply(initialise)
         first_LK = torch.randn(max_length, interests) if shared else torch.zeros(max_length, interests)
         self.first_LK = nn.Parameter(first_LK, requires_grad=False)
 
@@ -175,6 +178,41 @@ class LatestItems(nn.Module):
         return Interests(history.h_BLD[:, there_QK] * real_BQK[..., None], real_BQK)
 
 
+class InterestModel(CosineItemModel):
+    """What the models share that answer with their interests: trained by the best one for a target, retrieving by all."""
+
+    def __init__(self, shape: InterestShape, catalogue: int, items: ItemTable | None = None) -> None:
+        super().__init__(shape, catalogue, items)
+        self.max_length = shape.max_length
+        self.embedding_dropout = Dropout(shape.embedding_dropout)
+
+    def extracted(self, history: History) -> Interests:
+        """The model's interests of a history, not yet as scores take them."""
+        raise NotImplementedError
+
+    def answering(self, found: Interests, target_BLD: Tensor) -> Tensor:
+        """c_BLD: what answers for each target in training."""
+        return found.matching(target_BLD)
+
+    def loss(self, batch: SequenceBatch, generator: torch.Generator) -> LossParts:
+        """Cross-entropy of the next item under what answers for it, mean over the batch's known targets."""
+        # One lookup: its gradient is as large as the table.
+        shown_BLD, e_BLD = self.items(torch.stack([batch.items_BL, batch.targets_BL])).unbind()
+        c_BLD = self.answering(self.interests(shown_BLD, batch), self.candidates(e_BLD))
+        return self.next_item_loss(c_BLD, batch, generator)
+
+    @torch.no_grad()
+    def user_vectors(self, batch: SequenceBatch, steps: int | None, generator: torch.Generator) -> Tensor:
+        """u_BKD: the interests, all alike without a history. Put the model in eval mode first."""
+        batch = batch.latest(self.max_length)
+        return self.interests(self.items(batch.items_BL), batch, latest=True).filled()[:, 0]
+
+    def interests(self, shown_BLD: Tensor, batch: SequenceBatch, latest: bool = False) -> Interests:
+        """Of every position, or of the `latest` alone, as scores take them."""
+        history = History.of(self.embedding_dropout(shown_BLD), batch, latest)
+        return self.extracted(history).changed(self.asking)
+
+
 def squash(x: Tensor) -> Tensor:
     """x |x| / (1 + |x|^2): the direction kept, the length brought below 1; 0 stays, with a gradient of 0.
 
@@ -183,8 +221,3 @@ def squash(x: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x * (length / (1 + length.square()))
-
-
-def _without_bias(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_normal_(module.weight)

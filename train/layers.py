@@ -245,4 +245,5 @@ def initialise(module: nn.Module) -> None:
     """Xavier-normal weights and zero biases for a linear layer; anything else is left alone."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_normal_(module.weight)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

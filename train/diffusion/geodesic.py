@@ -35,14 +35,9 @@ _QUANTILES = 4096
 class GeodesicDiffusion(GaussianDiffusion):
     """The walk with the Gaussian process's schedule; `literal`: its lengths as printed."""
 
-    angle_T: Tensor
-    variance_T: Tensor
-
     def __init__(self, alphas_cumprod: Tensor, literal: bool = False) -> None:
         super().__init__(alphas_cumprod)
         self.literal = literal
-        self.register_buffer("angle_T", torch.arccos(self.signal_T), persistent=False)
-        self.register_buffer("variance_T", self.log_variance_T.exp(), persistent=False)
 
     def q_sample(self, x0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """x_t, from `noise` ~ N(0, I); x_0 of any length is normalised first."""
@@ -54,7 +49,8 @@ class GeodesicDiffusion(GaussianDiffusion):
         mean, _ = self.posterior(x0_hat, x_t, t)
         if generator is None:
             return normalised(mean)
-        spread_T = self.variance_T if self.literal else (self.variance_T / (x_t.shape[-1] - 1)).sqrt()
+        variance_T = self.log_variance_T.exp()
+        spread_T = variance_T if self.literal else (variance_T / (x_t.shape[-1] - 1)).sqrt()
         # With noise it is of no special length, which is all that torch's own function asks, at a fifth of the time.
         return F.normalize(mean + _at(spread_T, t, x_t) * draw_noise(x_t, generator), dim=-1)
 
@@ -68,7 +64,7 @@ class GeodesicDiffusion(GaussianDiffusion):
 
     def scales(self, width: int) -> Tensor:
         """s_T: length of the walk per length of its tangent noise, in D = `width` dimensions."""
-        return self.noise_T if self.literal else self.angle_T / math.sqrt(width - 1)
+        return self.noise_T if self.literal else torch.arccos(self.signal_T) / math.sqrt(width - 1)
 
     def mean_cosine(self, width: int) -> Tensor:
         """E[cos(x_0, x_t)] of every step: of cos(s chi), chi with D - 1 degrees of freedom, over its quantiles."""

@@ -18,8 +18,9 @@ from infra.errors import ConfigError
 MAX_BETA = 0.999
 
 
-def alphas_cumprod(name: str, steps: int) -> Tensor:
-    """abar_T of the schedule `name`: strictly falling, within (0, 1); float64.
+def alphas_cumprod(name: str, steps: int, signal: float = 1.0) -> Tensor:
+    """abar_T of the schedule `name`: strictly falling, within (0, 1); float64. `signal`: the share that is left of
+    sqrt(abar), the same at every step.
 
     Raises ConfigError for an unknown name or fewer than one step.
 
@@ -30,7 +31,7 @@ def alphas_cumprod(name: str, steps: int) -> Tensor:
         raise ConfigError(f"schedule: unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
     if steps < 1:
         raise ConfigError(f"steps: a diffusion process needs at least one step, not {steps}")
-    return torch.cumprod(1 - SCHEDULES[name](steps), dim=0)
+    return signal**2 * torch.cumprod(1 - SCHEDULES[name](steps), dim=0)
 
 
 def _trunc_lin(steps: int) -> Tensor:

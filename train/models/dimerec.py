@@ -100,7 +100,7 @@ class DimeRec(CosineItemModel):
             "latest": lambda: LatestItems(config.interests),
         }[config.gem]()
         self.dam = Denoiser(config.width, config.interests, config.hidden, config.steps, config.dropout)
-        abar_T = config.signal**2 * alphas_cumprod(config.schedule, config.steps)
+        abar_T = alphas_cumprod(config.schedule, config.steps, config.signal)
         self.on_sphere = config.process != "gaussian"
         self.diffusion = (
             GeodesicDiffusion(abar_T, literal=config.process == "literal")
