@@ -179,7 +179,7 @@ class LatestItems(nn.Module):
 
 
 class InterestModel(CosineItemModel):
-    """What the models share that answer with their interests: trained by the best one for a target, retrieving by all."""
+    """What models share that answer with their interests: trained by the best for a target, retrieving by all."""
 
     def __init__(self, shape: InterestShape, catalogue: int, items: ItemTable | None = None) -> None:
         super().__init__(shape, catalogue, items)
