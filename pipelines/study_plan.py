@@ -228,6 +228,11 @@ def selected(tables: list[Table], only: list[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
+def unit(column: str) -> float:
+    """What figures of a column are shown times: percent, but of lists as they are."""
+    return 1.0 if column.startswith("lists/") else 100.0
+
+
 def _rows(
     planned: PlannedRow,
     sections: Mapping[str, Any],

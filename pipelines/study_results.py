@@ -10,13 +10,12 @@ from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread, compare, spread
 from evaluate.decision.significance import holm
-from evaluate.publish.plots import Trend
 from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
 from pipelines.published_split import PublishedSplit
 from pipelines.replicate import VALID_METRIC
 from pipelines.study_cells import Cells
-from pipelines.study_plan import SELECTED_BY, Row, StudyPlan, Table
-from train.configs import DimeRecConfig
+from pipelines.study_plan import SELECTED_BY, Row, StudyPlan, Table, unit
+from pipelines.study_plots import plots
 
 _PROTOCOL = (
     "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
@@ -43,22 +42,8 @@ class Results:
         plan["data"] = {name: split.digest for name, split in self.splits.items()}
         plan["categories"] = {name: self.splits[name].categories_digest for name in self.plan.categories}
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Study(
-            title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, [*self._corruptions(), *self._losses()]
-        )
-
-    def _losses(self) -> list[Trend]:
-        """The terms of a trained row's loss over its epochs, where a table asks for them."""
-        rows = [row for table in self.tables if table.losses for row in table.rows if row.name == row.planned]
-        found = [(row, self.measured(row)) for row in rows]
-        return [plot for row, cells in found if cells and (plot := _terms(row.name, cells[0])) is not None]
-
-    def _corruptions(self) -> list[Trend]:
-        """How far walks on the sphere lead away from their target: a plain one, and each that a row trains with."""
-        configs = [row.cells[0].settings.config for table in self.tables for row in table.rows]
-        walks = [c for c in configs if isinstance(c, DimeRecConfig) and c.process != "gaussian"]
-        found = {_walk(config): _corruption(config) for config in walks}
-        return [_plain_corruption(), *found.values()] if found else []
+        drawn = plots(self.tables, self.measured)
+        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, drawn)
 
     def measured(self, row: Row) -> list[dict[str, Any]]:
         """The cell.json of each seed that was run, in the order of the plan's seeds."""
@@ -132,60 +117,6 @@ class Results:
             values_SB = unit(metric) * self.cells.per_user([*firsts, *seconds], metric)
             self._compared[key] = compare(values_SB[: len(pairs)], values_SB[len(pairs) :])
         return self._compared[key]
-
-
-def _terms(name: str, cell: Mapping[str, Any]) -> Trend | None:
-    """None of a model without a history of losses; of a training in stages the last one's epochs."""
-    past = cell["figures"].get("losses", [])
-    terms = sorted(set(past[-1]) - {"epoch", "loss"}) if past else []
-    shown = [entry for entry in past if set(terms) <= set(entry)]
-    if not terms:
-        return None
-    lines = [(term.removeprefix("loss_"), [entry[term] for entry in shown]) for term in terms]
-    words = "Mean over the epoch's training targets, each term without its weight."
-    epochs = [int(entry["epoch"]) for entry in shown]
-    return Trend(f"Losses in training: {name}, seed {cell['seed']}", words, epochs, lines)
-
-
-def _plain_corruption() -> Trend:
-    schedule, steps, width = "linear", 32, 64
-    lines = [(name, _cosines(schedule, steps, width, name == "as printed", 1.0)) for name in ("ours", "as printed")]
-    words = (
-        "Mean cosine of the target and of what the denoiser is shown, by step. As printed the walk passes the target's "
-        "antipode at step 3 and comes back; ours falls from step to step (train/diffusion/geodesic.py)."
-    )
-    title = f"Corruption on the sphere: schedule {schedule}, D = {width}, T = {steps}"
-    return Trend(title, words, [*range(steps)], lines, axis="step")
-
-
-def _corruption(config: DimeRecConfig) -> Trend:
-    def line(signal: float) -> list[float]:
-        return _cosines(config.schedule, config.steps, config.width, config.process == "literal", signal)
-
-    lines = [("as it is trained", line(config.signal))]
-    if config.signal < 1:
-        lines.append(("all of the signal", line(1.0)))
-    words = "Mean cosine of the target and of what the denoiser is shown, by step."
-    return Trend(f"Corruption in training: {_walk(config)}", words, [*range(config.steps)], lines, axis="step")
-
-
-def _walk(config: DimeRecConfig) -> str:
-    shape = f"schedule {config.schedule}, D = {config.width}, T = {config.steps}, signal {config.signal:g}"
-    return f"{shape}, as printed" if config.process == "literal" else shape
-
-
-def _cosines(schedule: str, steps: int, width: int, literal: bool, signal: float) -> list[float]:
-    from train.diffusion.geodesic import GeodesicDiffusion
-    from train.diffusion.schedules import alphas_cumprod
-
-    walk = GeodesicDiffusion(alphas_cumprod(schedule, steps, signal), literal)
-    cosines: list[float] = walk.mean_cosine(width).tolist()
-    return cosines
-
-
-def unit(column: str) -> float:
-    """What figures of a column are shown times: percent, but of lists as they are."""
-    return 1.0 if column.startswith("lists/") else 100.0
 
 
 def as_json(study: Study) -> dict[str, Any]:

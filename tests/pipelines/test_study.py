@@ -17,7 +17,7 @@ import yaml
 from infra.cluster import RaySettings, cluster
 from infra.errors import ArtifactError, ConfigError, DataRefused, TrainingError, UsageError
 from infra.lock import WorkspaceLock
-from pipelines import replicate, study_plan, study_results
+from pipelines import replicate, study_plan
 from pipelines import study as steering
 from pipelines.progress import Progress
 from pipelines.published_split import PublishedSplit
@@ -423,33 +423,6 @@ class TestColumnsThatCameLater:
         found = json.loads((out / "study.json").read_text())["tables"][0]["rows"][0]
         assert 0 < found["figures"]["lists/exposure_entropy"]["mean"] < 1
         assert len(list((out / "work").iterdir())) == 2, "of the same trained models"
-
-    def test_rows_on_a_sphere_show_their_walks(self, tmp_path: Path, data: Path) -> None:
-        wide = {"name": "as printed", "model": "dimerec-literal", "set": {"config.width": 512}}
-        rows = [{"name": "dimerec", "model": "dimerec"}, wide]
-        tables = [{"title": "Spheres", "data": "small", "rows": rows}]
-        found = carried_out(planned(tmp_path, data, tables=tables), tmp_path / "out", page_only=True)
-        plain, ours, printed = found.study["plots"]
-        lines = dict(plain["lines"])
-        assert min(lines["as printed"]) < -0.9
-        assert lines["ours"] == sorted(lines["ours"], reverse=True)
-        assert dict(ours["lines"])["as it is trained"][0] < 0.3
-        assert [name for name, _ in printed["lines"]] == ["as it is trained"]
-        assert "D = 512" in printed["title"]
-        assert "Corruption on the sphere" in Page((tmp_path / "out" / "study.html").read_text()).text
-
-
-class TestLosses:
-    def test_of_the_last_stage(self) -> None:
-        pretrained = {"epoch": 1, "loss": 9.0, "loss_ce": 9.0}
-        last = [{"epoch": e, "loss": 3 / e, "loss_gem": 1 / e, "loss_ssm": 2 / e} for e in (2, 4)]
-        past = [pretrained, *last]
-        plot = study_results._terms("row", {"figures": {"losses": past}, "seed": 3})
-        assert plot is not None
-        assert plot.title == "Losses in training: row, seed 3"
-        assert (plot.epochs, plot.lines) == ([2, 4], [("gem", [0.5, 0.25]), ("ssm", [1.0, 0.5])])
-        assert study_results._terms("counted", {"figures": {"losses": []}, "seed": 3}) is None
-        assert study_results._terms("older", {"figures": {}, "seed": 3}) is None
 
 
 class TestCategories:
