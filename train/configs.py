@@ -10,16 +10,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from infra.config import Settings
-
-
-class Architecture(Settings):
-    """What every model's configuration says of it besides its settings."""
-
-    kind: ClassVar[str]
-    """The protocol that the model serves: sequence or ranking."""
-    counted: ClassVar[bool] = False
-    """Counted over the training data in this process instead of trained by workers; has nothing to search."""
+from train.architecture import Architecture
+from train.ranking_configs import AsymDiffRecConfig, DCNv2Config, DeepFMConfig, DNNConfig, FinalMLPConfig
 
 
 class PopularityConfig(Architecture):
@@ -338,45 +330,6 @@ class DimeRecConfig(InterestShape):
         return self
 
 
-class DNNConfig(Architecture):
-    """Embeddings of every field, concatenated, into a multi-layer perceptron."""
-
-    kind: ClassVar[str] = "ranking"
-    model: Literal["dnn"] = "dnn"
-    embedding_width: int = Field(16, ge=1)
-    """Width of each field's vector."""
-    hidden: tuple[int, ...] = (128, 64)
-    """Widths of the hidden layers; the last one is the width of h(x)."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """After each hidden layer."""
-    missing: Literal["learned", "zero"] = "learned"
-    """A missing field's vector: a learned row of its own, or zeros. One convention for training and serving."""
-
-    @model_validator(mode="after")
-    def _has_a_layer(self) -> DNNConfig:
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError("hidden needs at least one layer, each at least 1 wide")
-        return self
-
-
-class AsymDiffRecConfig(Architecture):
-    """AsymDiffRec (arXiv 2508.12706) around a base model."""
-
-    kind: ClassVar[str] = "ranking"
-    model: Literal["asymdiffrec"] = "asymdiffrec"
-    base: DNNConfig = DNNConfig()
-    """The model it wraps: p = f(h(x))."""
-    recon_weight: float = Field(1.0, ge=0)
-    """Weight of L_recon, which is taken per dimension of h(x); the width of h(x) gives the sum as the paper
-    writes it, without weights, and did worse here (CHANGELOG)."""
-    aux_weight: float = Field(1.0, ge=0)
-    """Weight of L_aux."""
-    hidden: int = Field(64, ge=1)
-    """Width of the one hidden layer of the two-layer reverse network g."""
-    stop_gradient: bool = True
-    """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
-
-
 SequenceConfig = Annotated[
     PopularityConfig
     | BigramConfig
@@ -390,8 +343,11 @@ SequenceConfig = Annotated[
     | DimeRecConfig,
     Field(discriminator="model"),
 ]
-RankingConfig = Annotated[DNNConfig | AsymDiffRecConfig, Field(discriminator="model")]
+RankingConfig = Annotated[
+    DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig, Field(discriminator="model")
+]
 ModelConfig = (
     PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig
-    | ComiRecConfig | MINDConfig | DimeRecConfig | DNNConfig | AsymDiffRecConfig
+    | ComiRecConfig | MINDConfig | DimeRecConfig
+    | DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig
 )  # fmt: skip

@@ -27,6 +27,9 @@ SEQUENCE_MODELS = {
 }
 RANKING_MODELS = {
     "dnn": "train.models.dnn:DNN",
+    "dcnv2": "train.models.dcnv2:DCNv2",
+    "deepfm": "train.models.deepfm:DeepFM",
+    "finalmlp": "train.models.finalmlp:FinalMLP",
     "asymdiffrec": "train.models.asymdiffrec:AsymDiffRec",
 }
 

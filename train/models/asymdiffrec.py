@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infra.errors import ConfigError
-from train.configs import AsymDiffRecConfig
 from train.diffusion.dropping import drop
 from train.models import build_ranking
 from train.protocol import Encodable, FieldSpec, LossParts, RankingBatch, Term
+from train.ranking_configs import AsymDiffRecConfig
 
 
 class AsymDiffRec(nn.Module):

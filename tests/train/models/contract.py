@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from infra.tables import Kind
-from train.protocol import FieldSpec, RankingBatch, RankingModel, SequenceBatch, SequenceModel
+from train.field_model import FieldModel
+from train.models.asymdiffrec import AsymDiffRec
+from train.protocol import Encodable, FieldSpec, RankingBatch, RankingModel, SequenceBatch, SequenceModel
 from train.ragged import Ragged
 from train.ranking import target_ranks, top_k
+from train.ranking_configs import AsymDiffRecConfig, FieldShape
 
 CATALOGUE = 14
 
@@ -319,3 +322,40 @@ class RankingModelContract:
         model, other = self.fresh(), self.build().eval()
         other.load_state_dict(model.state_dict())
         assert torch.equal(model.logits(impressions()), other.logits(impressions()))
+
+
+class FieldModelContract(RankingModelContract):
+    """Of f(h(x)) over feature fields: give `config`, and `width` of h(x) with it; `model` is the class."""
+
+    config: FieldShape
+    model: type[FieldModel]
+    width: int
+
+    def build(self) -> FieldModel:
+        return self.model(self.config, FIELDS)
+
+    def test_it_is_a_head_on_an_encoding(self):
+        model, batch = self.fresh(), impressions()
+        assert isinstance(model, Encodable)
+        z = model.encode(batch)
+        assert z.shape == (8, model.width) == (8, self.width)
+        assert torch.equal(model.head(z), model.logits(batch))
+
+    def test_the_loss_is_the_binary_cross_entropy(self):
+        model, batch = self.fresh(), impressions()
+        p = model.logits(batch).sigmoid()
+        by_hand = -(batch.label_B * p.log() + (1 - batch.label_B) * (1 - p).log()).mean()
+        assert model.loss(batch, seeded()).total.item() == pytest.approx(by_hand.item(), rel=1e-5)
+
+    @pytest.mark.parametrize("place", range(4))
+    def test_a_missing_field_changes_the_answer(self, place):
+        model, batch = self.fresh(), impressions(missing=0.0)
+        gone = batch.missing_BN.clone()
+        gone[:, place] = True
+        assert not torch.equal(model.logits(batch), model.logits(batch.with_missing(gone)))
+
+    def test_it_can_be_wrapped(self):
+        wrapped = AsymDiffRec(AsymDiffRecConfig(base=self.config, hidden=12), FIELDS)
+        assert type(wrapped.base) is self.model
+        assert wrapped.reverse[2].out_features == self.width
+        assert wrapped.loss(impressions(), seeded()).total.isfinite()

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tests.train.models.contract import FIELDS, RankingModelContract, impressions, seeded
-from train.configs import AsymDiffRecConfig, DNNConfig
 from train.diffusion.dropping import drop
 from train.models.asymdiffrec import AsymDiffRec
+from train.ranking_configs import AsymDiffRecConfig, DCNv2Config, DNNConfig
 
 BASE = DNNConfig(embedding_width=4, hidden=(16, 8), dropout=0.0)
 
@@ -94,3 +95,14 @@ def test_one_generator_one_drop():
     model, batch = asymdiffrec(), impressions(32)
     recon = [model.loss(batch, seeded(s)).parts["recon"].item() for s in (1, 1, 2)]
     assert recon[0] == recon[1] != recon[2]
+
+
+def test_the_base_is_a_dnn_unless_it_says_otherwise():
+    read = AsymDiffRecConfig.model_validate
+    assert read({"base": {"embedding_width": 4, "hidden": [16, 8], "dropout": 0}}).base == BASE
+    assert read({"base": {"model": "dcnv2", "crosses": 2}}).base == DCNv2Config(crosses=2)
+    assert read(AsymDiffRecConfig(base=DCNv2Config()).model_dump()).base == DCNv2Config()
+    with pytest.raises(ValidationError, match=r"base\.dnn\.crosses"):
+        read({"base": {"crosses": 2}})
+    with pytest.raises(ValidationError, match="'dnn', 'dcnv2', 'deepfm', 'finalmlp'"):
+        read({"base": {"model": "sasrec"}})

@@ -1,0 +1,56 @@
+"""What the ranking models over feature fields share: the fields' vectors, answers f(h(x)), and the loss.
+
+Shapes: B samples, N fields, W embedding width, D width of h(x).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.dropout import Dropout
+from train.fields import FieldEncoder
+from train.protocol import FieldSpec, LossParts, RankingBatch, Term
+from train.ranking_configs import FieldShape
+
+
+class FieldModel(nn.Module, ABC):
+    """p = sigmoid(f(h(x))), with `encode` = h and `head` = f: what AsymDiffRec can wrap."""
+
+    width: int
+    """D."""
+
+    def __init__(self, config: FieldShape, fields: Sequence[FieldSpec]) -> None:
+        super().__init__()
+        self.fields = FieldEncoder(fields, config.embedding_width, config.missing)
+        self.flat = len(fields) * config.embedding_width
+
+    @abstractmethod
+    def encode(self, batch: RankingBatch) -> Tensor:
+        """h: z_BD."""
+
+    @abstractmethod
+    def head(self, z_BD: Tensor) -> Tensor:
+        """f: y_B."""
+
+    def logits(self, batch: RankingBatch) -> Tensor:
+        """y_B = f(h(x)). Put the model in eval mode before scoring."""
+        return self.head(self.encode(batch))
+
+    def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
+        """Binary cross-entropy, mean over the batch."""
+        bce = F.binary_cross_entropy_with_logits(self.logits(batch), batch.label_B, reduction="sum")
+        return LossParts({"bce": Term(bce, "samples")}, batch.counts)
+
+
+def perceptron(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequential:
+    """Linear layers of these widths, each with ReLU and dropout."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((inputs, *widths)):
+        layers += [nn.Linear(before, after), nn.ReLU(), Dropout(dropout)]
+    return nn.Sequential(*layers)

@@ -1,0 +1,101 @@
+"""The configurations of the ranking models, apart from the models so that a recipe validates without torch.
+
+One frozen pydantic model per architecture; `model` is the discriminator. A field's documentation stands under it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from train.architecture import Architecture
+
+Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+"""Of the hidden layers of a perceptron; the last one is the width of what comes out."""
+
+
+class FieldShape(Architecture):
+    """Shape shared by the models over feature fields."""
+
+    kind: ClassVar[str] = "ranking"
+    embedding_width: int = Field(16, ge=1)
+    """Width of each field's vector."""
+    hidden: Widths = (128, 64)
+    """Widths of the hidden layers of the perceptron on all fields' vectors."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """After each hidden layer."""
+    missing: Literal["learned", "zero"] = "learned"
+    """A missing field's vector: a learned row of its own, or zeros. One convention for training and serving."""
+
+
+class DNNConfig(FieldShape):
+    """Embeddings of every field, concatenated, into a multi-layer perceptron."""
+
+    model: Literal["dnn"] = "dnn"
+
+
+class DCNv2Config(FieldShape):
+    """DCN-V2 (arXiv 2008.13535), cross network and perceptron side by side."""
+
+    model: Literal["dcnv2"] = "dcnv2"
+    crosses: int = Field(3, ge=1)
+    """Cross layers; so many fields, plus one, meet in a product."""
+    rank: int | None = Field(None, ge=1)
+    """The cross layers' matrices as products of two so thin ones; null: as they are, all fields' width squared."""
+
+
+class DeepFMConfig(FieldShape):
+    """DeepFM (arXiv 1703.04247): a factorisation machine and a perceptron on the same vectors."""
+
+    model: Literal["deepfm"] = "deepfm"
+
+
+class FinalMLPConfig(FieldShape):
+    """FinalMLP (arXiv 2304.00902): two perceptrons, each on the fields that its gate lets through, fused bilinearly."""
+
+    model: Literal["finalmlp"] = "finalmlp"
+    second: Widths = (128, 64)
+    """Widths of the second perceptron; `hidden` are those of the first."""
+    contexts: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    """Fields that each gate is told, the user's and the item's for example; none: a learned vector."""
+    gate: int = Field(64, ge=1)
+    """Width of the hidden layer of a gate."""
+    heads: int = Field(1, ge=1)
+    """Blocks of the bilinear fusion; must divide the last width of both perceptrons."""
+
+    @model_validator(mode="after")
+    def _heads_divide_the_widths(self) -> Self:
+        for name, widths in (("hidden", self.hidden), ("second", self.second)):
+            if widths[-1] % self.heads:
+                raise ValueError(f"{name}: last width {widths[-1]} is not divisible by heads {self.heads}")
+        return self
+
+
+def _dnn_if_unsaid(value: Any) -> Any:
+    return {"model": "dnn", **value} if isinstance(value, dict) else value
+
+
+BaseConfig = Annotated[
+    Annotated[DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig, Field(discriminator="model")],
+    BeforeValidator(_dnn_if_unsaid),
+]
+"""What AsymDiffRec can wrap; a DNN where `model` is left out."""
+
+
+class AsymDiffRecConfig(Architecture):
+    """AsymDiffRec (arXiv 2508.12706) around a base model."""
+
+    kind: ClassVar[str] = "ranking"
+    model: Literal["asymdiffrec"] = "asymdiffrec"
+    base: BaseConfig = DNNConfig()
+    """The model it wraps: p = f(h(x))."""
+    recon_weight: float = Field(1.0, ge=0)
+    """Weight of L_recon, which is taken per dimension of h(x); the width of h(x) gives the sum as the paper
+    writes it, without weights, and did worse here (CHANGELOG)."""
+    aux_weight: float = Field(1.0, ge=0)
+    """Weight of L_aux."""
+    hidden: int = Field(64, ge=1)
+    """Width of the one hidden layer of the two-layer reverse network g."""
+    stop_gradient: bool = True
+    """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
