@@ -11,7 +11,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from train.architecture import Architecture
-from train.ranking_configs import AsymDiffRecConfig, DCNv2Config, DeepFMConfig, DNNConfig, FinalMLPConfig
+from train.ranking_configs import (
+    AsymDiffRecConfig,
+    CDAEConfig,
+    ContrastiveConfig,
+    DCNv2Config,
+    DeepFMConfig,
+    DNNConfig,
+    FeatureDropoutConfig,
+    FinalMLPConfig,
+    LatentDiffusionConfig,
+    MultVAEConfig,
+)  # fmt: skip
 
 
 class PopularityConfig(Architecture):
@@ -344,10 +355,21 @@ SequenceConfig = Annotated[
     Field(discriminator="model"),
 ]
 RankingConfig = Annotated[
-    DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig, Field(discriminator="model")
+    DNNConfig
+    | DCNv2Config
+    | DeepFMConfig
+    | FinalMLPConfig
+    | AsymDiffRecConfig
+    | FeatureDropoutConfig
+    | CDAEConfig
+    | MultVAEConfig
+    | ContrastiveConfig
+    | LatentDiffusionConfig,
+    Field(discriminator="model"),
 ]
 ModelConfig = (
     PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig
     | ComiRecConfig | MINDConfig | DimeRecConfig
-    | DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig
+    | DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig | FeatureDropoutConfig | CDAEConfig
+    | MultVAEConfig | ContrastiveConfig | LatentDiffusionConfig
 )  # fmt: skip

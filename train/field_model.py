@@ -30,9 +30,13 @@ class FieldModel(nn.Module, ABC):
         self.fields = FieldEncoder(fields, config.embedding_width, config.missing)
         self.flat = len(fields) * config.embedding_width
 
-    @abstractmethod
     def encode(self, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
+        return self.encode_fields(self.fields(batch), batch)
+
+    @abstractmethod
+    def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
+        """h of the fields' vectors, which may be others than `fields` has of the batch."""
 
     @abstractmethod
     def head(self, z_BD: Tensor) -> Tensor:

@@ -83,13 +83,18 @@ BaseConfig = Annotated[
 """What AsymDiffRec can wrap; a DNN where `model` is left out."""
 
 
-class AsymDiffRecConfig(Architecture):
-    """AsymDiffRec (arXiv 2508.12706) around a base model."""
+class WrapperShape(Architecture):
+    """Shape shared by the models around a base p = f(h(x)), which are trained to do without some of its fields."""
 
     kind: ClassVar[str] = "ranking"
-    model: Literal["asymdiffrec"] = "asymdiffrec"
     base: BaseConfig = DNNConfig()
-    """The model it wraps: p = f(h(x))."""
+    """The model that is wrapped."""
+
+
+class AsymDiffRecConfig(WrapperShape):
+    """AsymDiffRec (arXiv 2508.12706)."""
+
+    model: Literal["asymdiffrec"] = "asymdiffrec"
     recon_weight: float = Field(1.0, ge=0)
     """Weight of L_recon, which is taken per dimension of h(x); the width of h(x) gives the sum as the paper
     writes it, without weights, and did worse here (CHANGELOG)."""
@@ -99,3 +104,73 @@ class AsymDiffRecConfig(Architecture):
     """Width of the one hidden layer of the two-layer reverse network g."""
     stop_gradient: bool = True
     """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
+    shared_head: bool = True
+    """f of L_aux and of serving is that of L_main; False: a linear layer of its own."""
+    count_missing: bool = True
+    """T counts all fields, so that some of those drawn may be missing already; False: only those that are there."""
+    drop_by: Literal["uniform", "missing_rate"] = "uniform"
+    """Every field is as likely to be dropped as any other; or in proportion to how often the log misses it, those
+    that it never misses last (uniform if it misses none)."""
+
+
+class FeatureDropoutConfig(WrapperShape):
+    """The base, trained on samples with dropped fields alone: the plainest way to robustness."""
+
+    model: Literal["feature_dropout"] = "feature_dropout"
+    rate: float | None = Field(0.2, gt=0, lt=1)
+    """Share of the fields that is dropped, each by itself; null: T of {0, ..., N} fields, as AsymDiffRec does."""
+
+
+class AutoencoderShape(WrapperShape):
+    """Shape shared by the wrappers that restore the fields' vectors, not what the base makes of them."""
+
+    rate: float | None = Field(None, gt=0, lt=1)
+    """Share of the fields that is dropped, each by itself; null: T of {0, ..., N} fields, as AsymDiffRec does."""
+    code: int = Field(64, ge=1)
+    """Width of what is between encoder and decoder."""
+    recon_weight: float = Field(1.0, ge=0)
+    """Weight of the squared error of the restored vectors, per dimension."""
+    aux_weight: float = Field(1.0, ge=0)
+    """Weight of the task's loss on the restored sample."""
+
+
+class CDAEConfig(AutoencoderShape):
+    """A denoising autoencoder after CDAE (Wu et al., 2016)."""
+
+    model: Literal["cdae"] = "cdae"
+
+
+class MultVAEConfig(AutoencoderShape):
+    """A variational autoencoder after MultVAE (arXiv 1802.05814)."""
+
+    model: Literal["multvae"] = "multvae"
+    beta: float = Field(0.2, ge=0)
+    """Weight of the divergence from the prior; the published one is annealed up to 0.2."""
+
+
+class ContrastiveConfig(WrapperShape):
+    """The base with a self-supervised second task after Yao et al. (arXiv 2007.12865)."""
+
+    model: Literal["contrastive"] = "contrastive"
+    rate: float | None = Field(None, gt=0, lt=1)
+    """Share of the fields that is dropped in a view, each by itself; null: T of {0, ..., N}, as AsymDiffRec does."""
+    temperature: float = Field(0.1, gt=0)
+    """Of the cosines between views."""
+    weight: float = Field(0.1, ge=0)
+    """Weight of the second task."""
+
+
+class LatentDiffusionConfig(WrapperShape):
+    """Gaussian noise on h(x) after DiffRec (arXiv 2304.04971)."""
+
+    model: Literal["latent_diffusion"] = "latent_diffusion"
+    steps: int = Field(5, ge=1)
+    """T: steps of the diffusion process; DiffRec's best are few."""
+    noise: float = Field(0.1, gt=0, lt=1)
+    """1 - abar at the last step; it grows by the same amount at each."""
+    recon_weight: float = Field(1.0, ge=0)
+    """Weight of the squared error of z_0', per dimension."""
+    aux_weight: float = Field(1.0, ge=0)
+    """Weight of the task's loss on z_0'."""
+    hidden: int = Field(64, ge=1)
+    """Width of the hidden layer of the denoiser."""

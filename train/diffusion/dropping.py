@@ -9,18 +9,37 @@ import torch
 from torch import Tensor
 
 
-def drop(missing_BN: Tensor, generator: torch.Generator) -> Tensor:
+def drop(
+    missing_BN: Tensor, generator: torch.Generator, counted: bool = True, weight_N: Tensor | None = None
+) -> Tensor:
     """Which fields are missing after T ~ Uniform{0, ..., N} steps, T drawn per sample.
 
-    T steps, each dropping a field not yet dropped, leave a uniformly random set of T fields: those
-    that a random permutation places first. Fields that are really missing stay missing. Every field
-    is drawn with probability 1/2, the number of them uniformly.
+    T steps, each dropping a field not yet dropped, leave a random set of T fields: those that a random permutation
+    places first. Fields that are really missing stay missing. `counted`: they are drawn among the others and count in
+    T; if not, N is the number of fields that are there. `weight_N`: each step draws a field in proportion to its
+    weight, those of weight 0 when no other is left (and uniformly among themselves); None or all 0: uniformly.
 
     >>> drop(torch.ones(2, 3, dtype=torch.bool), torch.Generator().manual_seed(0)).all().item()
     True
     """
     batch, fields = missing_BN.shape
     device = generator.device
-    steps_B1 = torch.randint(0, fields + 1, (batch, 1), generator=generator, device=device)
-    place_BN = torch.rand(batch, fields, generator=generator, device=device).argsort(dim=1)
-    return missing_BN | (place_BN < steps_B1).to(missing_BN.device)
+    there_BN = ~missing_BN.to(device)
+    there_B = there_BN.sum(dim=1) if not counted else torch.full((batch,), fields, device=device)
+    steps_B = (torch.rand(batch, generator=generator, device=device) * (there_B + 1)).long()
+    # A permutation by weights w: the order of E_n / w_n, E_n exponential (Efraimidis and Spirakis, 2006).
+    turn_BN = torch.rand(batch, fields, generator=generator, device=device).log().neg()
+    if weight_N is not None:
+        weight_N = weight_N.to(device)
+        last = 1e30 * (weight_N == 0)
+        turn_BN = turn_BN / weight_N.where(weight_N > 0, 1) + last * turn_BN
+    if not counted:
+        turn_BN = turn_BN.masked_fill(~there_BN, torch.inf)
+    place_BN = turn_BN.argsort(dim=1).argsort(dim=1)
+    return missing_BN | (place_BN < steps_B[:, None]).to(missing_BN.device)
+
+
+def drop_each(missing_BN: Tensor, rate: float, generator: torch.Generator) -> Tensor:
+    """Which fields are missing when each is dropped with probability `rate`, by itself."""
+    dropped_BN = torch.rand(missing_BN.shape, generator=generator, device=generator.device) < rate
+    return missing_BN | dropped_BN.to(missing_BN.device)

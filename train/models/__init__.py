@@ -31,6 +31,11 @@ RANKING_MODELS = {
     "deepfm": "train.models.deepfm:DeepFM",
     "finalmlp": "train.models.finalmlp:FinalMLP",
     "asymdiffrec": "train.models.asymdiffrec:AsymDiffRec",
+    "feature_dropout": "train.models.feature_dropout:FeatureDropout",
+    "cdae": "train.models.autoencoders:CDAE",
+    "multvae": "train.models.autoencoders:MultVAE",
+    "contrastive": "train.models.contrastive:Contrastive",
+    "latent_diffusion": "train.models.latent_diffusion:LatentDiffusion",
 }
 
 

@@ -7,7 +7,8 @@ of github.com/datawhalechina/fun-rec has of the paper.
     L = L_main + recon_weight * L_recon + aux_weight * L_aux
 
 Serving goes through g as well: logits = f(g([s, h(x)])) with s the really missing fields; T = 0 is
-among the training draws, so g knows complete samples too.
+among the training draws, so g knows complete samples too. Where the paper is silent there are switches
+(train/ranking_configs.py).
 
 Shapes: B samples, N fields, D width of h(x).
 """
@@ -18,30 +19,25 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from infra.errors import ConfigError
 from train.diffusion.dropping import drop
-from train.models import build_ranking
-from train.protocol import Encodable, FieldSpec, LossParts, RankingBatch, Term
+from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import AsymDiffRecConfig
+from train.wrapped import Wrapped, samples, task_sum, two_layers
 
 
-class AsymDiffRec(nn.Module):
+class AsymDiffRec(Wrapped):
     """The wrapper; the base only shows its `encode`, `head` and `width`."""
 
+    weight_N: Tensor | None
+
     def __init__(self, config: AsymDiffRecConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__()
+        super().__init__(config, fields)
         self.config = config
-        base = build_ranking(config.base, fields)
-        if not isinstance(base, Encodable):
-            raise ConfigError(f"base: {config.base.model} has no encode and head for AsymDiffRec to wrap")
-        self.base = base
-        self.reverse = nn.Sequential(
-            nn.Linear(len(fields) + base.width, config.hidden),
-            nn.ReLU(),
-            nn.Linear(config.hidden, base.width),
-        )
+        self.reverse = two_layers(len(fields) + self.base.width, config.hidden, self.base.width)
+        self.own_head = None if config.shared_head else nn.Linear(self.base.width, 1)
+        rates_N = torch.tensor([spec.missing_rate for spec in fields])
+        self.register_buffer("weight_N", rates_N if config.drop_by == "missing_rate" else None, persistent=False)
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """L_main on the sample as logged, L_recon and L_aux on the sample with dropped fields.
@@ -49,24 +45,27 @@ class AsymDiffRec(nn.Module):
         L_recon = mean over the batch of ||z_0' - z_0||^2 / D; z_0 = h(x_0) is detached when
         `stop_gradient` is set. L_aux is the task loss of f(z_0').
         """
+        config = self.config
+        missing_BN = drop(batch.missing_BN, generator, config.count_missing, self.weight_N)
         z0_BD = self.base.encode(batch)
-        restored_BD = self._restore(batch.with_missing(drop(batch.missing_BN, generator)))
-        main = F.binary_cross_entropy_with_logits(self.base.head(z0_BD), batch.label_B, reduction="sum")
-        aux = F.binary_cross_entropy_with_logits(self.base.head(restored_BD), batch.label_B, reduction="sum")
-        aim_BD = z0_BD.detach() if self.config.stop_gradient else z0_BD
-        recon = (restored_BD - aim_BD).square().mean(dim=1).sum()
+        restored_BD = self._restore(batch.with_missing(missing_BN))
+        aim_BD = z0_BD.detach() if config.stop_gradient else z0_BD
         terms = {
-            "main": Term(main, "samples"),
-            "recon": Term(recon, "samples", self.config.recon_weight),
-            "aux": Term(aux, "samples", self.config.aux_weight),
+            "main": samples(task_sum(self.base.head(z0_BD), batch)),
+            "recon": samples((restored_BD - aim_BD).square().mean(dim=1).sum(), config.recon_weight),
+            "aux": samples(task_sum(self._head(restored_BD), batch), config.aux_weight),
         }
         return LossParts(terms, batch.counts)
 
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B = f(g([s, h(x)])). Put the model in eval mode before scoring."""
-        return self.base.head(self._restore(batch))
+        return self._head(self._restore(batch))
 
     def _restore(self, batch: RankingBatch) -> Tensor:
         """z_0'_BD = g([s, h(x)]), s = the batch's missing fields."""
         z_BD = self.base.encode(batch)
-        return self.reverse(torch.cat([batch.missing_BN.to(z_BD.dtype), z_BD], dim=1))
+        restored_BD: Tensor = self.reverse(torch.cat([batch.missing_BN.to(z_BD.dtype), z_BD], dim=1))
+        return restored_BD
+
+    def _head(self, z_BD: Tensor) -> Tensor:
+        return self.base.head(z_BD) if self.own_head is None else self.own_head(z_BD)[:, 0]

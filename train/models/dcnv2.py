@@ -29,10 +29,9 @@ class DCNv2(FieldModel):
         self.width = self.flat + config.hidden[-1]
         self.out = nn.Linear(self.width, 1)
 
-    def encode(self, batch: RankingBatch) -> Tensor:
+    def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
-        x0_BC: Tensor = self.fields(batch).flatten(1)
-        x_BC = x0_BC
+        x0_BC = x_BC = v_BNW.flatten(1)
         for cross in self.crosses:
             x_BC = torch.addcmul(x_BC, x0_BC, cross(x_BC))
         return torch.cat([x_BC, self.mlp(x0_BC)], dim=1)

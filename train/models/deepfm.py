@@ -33,9 +33,8 @@ class DeepFM(FieldModel):
         self.width = self.summed + config.hidden[-1]
         self.out = nn.Linear(config.hidden[-1], 1)
 
-    def encode(self, batch: RankingBatch) -> Tensor:
+    def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
-        v_BNW: Tensor = self.fields(batch)
         pairs_BW = (v_BNW.sum(dim=1).square() - v_BNW.square().sum(dim=1)) / 2
         return torch.cat([self.single(batch).sum(dim=1), pairs_BW, self.mlp(v_BNW.flatten(1))], dim=1)
 

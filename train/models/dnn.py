@@ -25,9 +25,9 @@ class DNN(FieldModel):
         self.mlp = perceptron(self.flat, config.hidden, config.dropout)
         self.out = nn.Linear(self.width, 1)
 
-    def encode(self, batch: RankingBatch) -> Tensor:
+    def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
-        z_BD: Tensor = self.mlp(self.fields(batch).flatten(1))
+        z_BD: Tensor = self.mlp(v_BNW.flatten(1))
         return z_BD
 
     def head(self, z_BD: Tensor) -> Tensor:

@@ -58,11 +58,10 @@ class FinalMLP(FieldModel):
         self.fusion_JOP = nn.Parameter(torch.empty(config.heads, self.first // config.heads, second // config.heads))
         nn.init.xavier_normal_(self.fusion_JOP)
 
-    def encode(self, batch: RankingBatch) -> Tensor:
+    def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
-        e_BNW: Tensor = self.fields(batch)
-        x_BC = e_BNW.flatten(1)
-        return torch.cat([mlp(x_BC * gate(e_BNW)) for gate, mlp in zip(self.gates, self.streams, strict=True)], dim=1)
+        x_BC = v_BNW.flatten(1)
+        return torch.cat([mlp(x_BC * gate(v_BNW)) for gate, mlp in zip(self.gates, self.streams, strict=True)], dim=1)
 
     def head(self, z_BD: Tensor) -> Tensor:
         """f: y_B."""

@@ -1,5 +1,7 @@
 """AsymDiffRec. B samples, N fields, D width of h(x)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -106,3 +108,29 @@ def test_the_base_is_a_dnn_unless_it_says_otherwise():
         read({"base": {"crosses": 2}})
     with pytest.raises(ValidationError, match="'dnn', 'dcnv2', 'deepfm', 'finalmlp'"):
         read({"base": {"model": "sasrec"}})
+
+
+def test_a_head_of_its_own_for_what_is_restored():
+    model, batch = asymdiffrec(shared_head=False), impressions(16)
+    restored = reverse(model, batch.missing_BN, model.base.encode(batch))
+    own = restored @ model.own_head.weight[0] + model.own_head.bias
+    torch.testing.assert_close(model.logits(batch), own)
+    assert not torch.allclose(own, model.base.head(restored))
+    main = model.loss(batch, seeded()).parts["main"].item()
+    assert main == pytest.approx(model.base.loss(batch, seeded()).total.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("counted", "by"), [(True, "uniform"), (False, "missing_rate")])
+def test_how_fields_are_dropped(counted, by):
+    torch.manual_seed(0)
+    fields = [replace(spec, missing_rate=rate) for spec, rate in zip(FIELDS, (0.5, 0.0, 0.2, 0.0), strict=True)]
+    model = AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, count_missing=counted, drop_by=by), fields).eval()
+    batch = impressions(16)
+    rates = torch.tensor([0.5, 0.0, 0.2, 0.0]) if by == "missing_rate" else None
+    missing = drop(batch.missing_BN, seeded(3), counted, rates)
+    aux = F.binary_cross_entropy(
+        model.base.head(reverse(model, missing, model.base.encode(batch.with_missing(missing)))).sigmoid(),
+        batch.label_B,
+    )
+    assert model.loss(batch, seeded(3)).parts["aux"].item() == pytest.approx(aux.item(), rel=1e-5)
+    assert not any("weight_N" in name for name in model.state_dict())

@@ -1,0 +1,48 @@
+"""A self-supervised second task: two views of a sample are to find each other among others'.
+
+After Yao et al. (2020, arXiv 2007.12865): L = L_main + weight L_self, L_self = -log softmax_j(cos(a_i, b_j) / t)[i]
+over a rank's batch, a and b two views' h(x_T) through one linear layer, a view being the sample with fields dropped.
+Served as the base is.
+
+Shapes: B samples, D width of h(x).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.protocol import FieldSpec, LossParts, RankingBatch
+from train.ranking_configs import ContrastiveConfig
+from train.wrapped import Wrapped, dropped, samples, task_sum
+
+
+class Contrastive(Wrapped):
+    """The base and its second task."""
+
+    def __init__(self, config: ContrastiveConfig, fields: Sequence[FieldSpec]) -> None:
+        super().__init__(config, fields)
+        self.config = config
+        self.project = nn.Linear(self.base.width, self.base.width)
+
+    def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
+        """The task on the sample as logged, and the views."""
+        a_BD, b_BD = (F.normalize(self._view(batch, generator), dim=1) for _ in range(2))
+        own_B = torch.arange(len(a_BD), device=a_BD.device)
+        views = F.cross_entropy(a_BD @ b_BD.T / self.config.temperature, own_B, reduction="sum")
+        terms = {
+            "main": samples(task_sum(self.base.logits(batch), batch)),
+            "self": samples(views, self.config.weight),
+        }
+        return LossParts(terms, batch.counts)
+
+    def logits(self, batch: RankingBatch) -> Tensor:
+        """The base's."""
+        return self.base.logits(batch)
+
+    def _view(self, batch: RankingBatch, generator: torch.Generator) -> Tensor:
+        view_BD: Tensor = self.project(self.base.encode(dropped(batch, self.config.rate, generator)))
+        return view_BD

@@ -1,0 +1,31 @@
+"""Feature dropout: the base, trained on samples of which some fields are dropped, and served as it is.
+
+Shapes: B samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from train.protocol import FieldSpec, LossParts, RankingBatch
+from train.ranking_configs import FeatureDropoutConfig
+from train.wrapped import Wrapped, dropped
+
+
+class FeatureDropout(Wrapped):
+    """The base with holes in its training samples."""
+
+    def __init__(self, config: FeatureDropoutConfig, fields: Sequence[FieldSpec]) -> None:
+        super().__init__(config, fields)
+        self.rate = config.rate
+
+    def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
+        """The base's own, on the dropped sample."""
+        return self.base.loss(dropped(batch, self.rate, generator), generator)
+
+    def logits(self, batch: RankingBatch) -> Tensor:
+        """The base's."""
+        return self.base.logits(batch)

@@ -1,0 +1,58 @@
+"""What the ranking models around a base p = f(h(x)) share: AsymDiffRec, and what it is compared with.
+
+Shapes: B samples, N fields, D width of h(x).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from train.diffusion.dropping import drop, drop_each
+from train.field_model import FieldModel
+from train.models import build_ranking
+from train.protocol import FieldSpec, LossParts, RankingBatch, Term
+from train.ranking_configs import WrapperShape
+
+
+class Wrapped(nn.Module, ABC):
+    """A model that makes a base robust: what it serves is `logits`, which may go another way than the base's."""
+
+    def __init__(self, config: WrapperShape, fields: Sequence[FieldSpec]) -> None:
+        super().__init__()
+        base = build_ranking(config.base, fields)
+        assert isinstance(base, FieldModel)  # the configuration allows no other
+        self.base = base
+
+    @abstractmethod
+    def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
+        """The model's terms, each a mean over the batch."""
+
+    @abstractmethod
+    def logits(self, batch: RankingBatch) -> Tensor:
+        """y_B. Put the model in eval mode before scoring."""
+
+
+def task_sum(y_B: Tensor, batch: RankingBatch) -> Tensor:
+    """Binary cross-entropy of the batch's labels, summed."""
+    return F.binary_cross_entropy_with_logits(y_B, batch.label_B, reduction="sum")
+
+
+def samples(sum_: Tensor, weight: float = 1.0) -> Term:
+    """A term that is a mean over samples."""
+    return Term(sum_, "samples", weight)
+
+
+def dropped(batch: RankingBatch, rate: float | None, generator: torch.Generator) -> RankingBatch:
+    """The batch with fields dropped: each with probability `rate`, or None: T of {0, ..., N}."""
+    missing_BN = batch.missing_BN
+    return batch.with_missing(drop(missing_BN, generator) if rate is None else drop_each(missing_BN, rate, generator))
+
+
+def two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """A linear layer, ReLU, a linear layer."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
