@@ -8,9 +8,9 @@ row with holes. As a part of a ranking model what has holes is a sample's fields
     L = L_main(x_0) + recon_weight |e' - e(x_0)|^2 / (N W) + aux_weight L_task(f(h(v of x_T)))
 
 the aim not differentiated, only fields counted that x_0 has. MultVAE draws c from N(mu, sigma^2), both linear in a
-tanh layer, and adds beta KL(N(mu, sigma^2) | N(0, 1)) / C; it is served with c = mu. CDAE's vector for a user is that of
-the user's field, where there is one. AsymDiffRec's argument against both: what is restored is encoded again, and each
-of the two loses something.
+tanh layer, and adds beta KL(N(mu, sigma^2) | N(0, 1)) / C; it is served with c = mu. CDAE's vector for a user is that
+of the user's field, where there is one. AsymDiffRec's argument against both: what is restored is encoded again, and
+each of the two loses something.
 
 Shapes: B samples, N fields, W embedding width, C width of the code.
 """
