@@ -53,10 +53,7 @@ def user_auc(labels: ArrayLike, scores: ArrayLike, users: ArrayLike) -> tuple[ND
     >>> names.tolist(), values.tolist()
     (['a', 'b'], [nan, 1.0])
     """
-    labels_B, scores_B = _labels(labels), _without_nan(scores, "scores")
-    users_B = np.asarray(users)
-    _same_length(labels_B, scores_B, "scores")
-    _same_length(labels_B, users_B, "users")
+    labels_B, scores_B, users_B = checked_impressions(labels, scores, users)
     names_U, user_B = np.unique(users_B, return_inverse=True)
 
     order = np.lexsort((scores_B, user_B))
@@ -93,15 +90,31 @@ def log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
     >>> round(log_loss([1, 0], [0.5, 0.5]), 6)
     0.693147
     """
-    labels_B, p_B = _labels(labels), _without_nan(probabilities, "probabilities")
-    _same_length(labels_B, p_B, "probabilities")
+    labels_B, p_B = checked_probabilities(labels, probabilities)
     if not labels_B.size:
         return float("nan")
+    p_B = np.clip(p_B, CLIP, 1 - CLIP)
+    return float(-np.log(np.where(labels_B == 1, p_B, 1 - p_B)).mean())
+
+
+def checked_impressions(
+    labels: ArrayLike, scores: ArrayLike, users: ArrayLike
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.generic]]:
+    """(labels, scores, users), each (B,). UsageError for labels but 0 and 1, NaN scores, or lengths that differ."""
+    labels_B, scores_B, users_B = _labels(labels), _without_nan(scores, "scores"), np.asarray(users)
+    _same_length(labels_B, scores_B, "scores")
+    _same_length(labels_B, users_B, "users")
+    return labels_B, scores_B, users_B
+
+
+def checked_probabilities(labels: ArrayLike, probabilities: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(labels, probabilities), each (B,). UsageError also for anything outside [0, 1]."""
+    labels_B, p_B = _labels(labels), _without_nan(probabilities, "probabilities")
+    _same_length(labels_B, p_B, "probabilities")
     outside = int(((p_B < 0) | (p_B > 1)).sum())
     if outside:
         raise UsageError(f"probabilities: {outside} of {p_B.size} outside [0, 1]; apply the sigmoid to logits first")
-    p_B = np.clip(p_B, CLIP, 1 - CLIP)
-    return float(-np.log(np.where(labels_B == 1, p_B, 1 - p_B)).mean())
+    return labels_B, p_B
 
 
 def _labels(labels: ArrayLike) -> NDArray[np.int64]:
