@@ -1,13 +1,14 @@
-"""Evaluation of any ranking model on labelled impressions: AUC, per-user AUC, log loss.
+"""Evaluation of any ranking model on labelled impressions: how well it separates, ranks and says what it knows, also
+with more fields missing than the log misses.
 
-Shapes: N impressions, B impressions of a batch, F categorical fields, K values of a multi-valued field.
+Shapes: N impressions, B impressions of a batch, U users, F categorical fields, K values of a multi-valued field.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.metrics.accuracy import mean
-from evaluate.metrics.binary import auc, log_loss, uauc, user_auc
+from evaluate.metrics.binary import auc, auc_by_user, log_loss, uauc, user_auc
+from evaluate.metrics.calibration import calibration_error, calibration_ratio
+from evaluate.metrics.impression_lists import list_metrics
+from evaluate.missingness import area, scenario, scenarios
 from evaluate.settings import ImpressionSettings
 from infra.errors import UsageError
 from infra.lake import Lake
@@ -24,6 +28,10 @@ from train.artifact import Loaded, load
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_data import RankingData
 
+Floats = NDArray[np.float64]
+BY_USER = ("auc", "uauc")
+"""What has a value for each user at every rate, and an area under its curve."""
+
 
 @dataclass(frozen=True)
 class ImpressionResult:
@@ -31,12 +39,19 @@ class ImpressionResult:
 
     metrics["users"] counts the users that have both classes, metrics["uauc"] is the mean of theirs. Where negatives
     were sampled, all of it is over the observed rows alone, so that no gate passes on labels nobody gave; "sampled_auc"
-    and "sampled_uauc" are over all rows.
+    and "sampled_uauc" are over all rows. With `missingness` the same figures stand under each scenario's name
+    ("at_random_30/auc", "without_price/auc"), and under the pattern's the area under AUC and UAUC from the log as it is
+    to the highest rate ("at_random/auc_area").
     """
 
     users: NDArray[np.generic]
-    user_auc: NDArray[np.float64]
+    user_auc: Floats
     metrics: dict[str, float]
+    everybody: NDArray[np.generic]
+    """All users of the observed rows."""
+    per_user: dict[str, Floats]
+    """By the names in `metrics`, aligned with `everybody`; NaN for a user without a value. The mean of the others is
+    the metric: of "auc" as `auc_by_user` has it."""
 
 
 def evaluate_impressions(
@@ -61,26 +76,69 @@ def evaluate_impressions(
     started = time.perf_counter()
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
-    label_N, score_N, user_N = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
-    users, per_user = user_auc(label_N, score_N, user_N)
-    both_classes = ~np.isnan(per_user)  # a user with a single class has no AUC
-    users, per_user = users[both_classes], per_user[both_classes]
-    metrics = {
-        "auc": auc(label_N, score_N),
-        "uauc": mean(per_user),
-        "log_loss": log_loss(label_N, score_N),
-        "impressions": float(len(label_N)),
-        "users": float(len(users)),
-        "positive_share": float(label_N.mean()),
+    everybody, metrics, per_user = _measured(data, probability_N, settings)
+    own = per_user["uauc"]
+    both_classes = ~np.isnan(own)  # a user with a single class has no AUC
+    metrics |= {
+        "impressions": float(data.observed_N.sum()),
+        "users": float(both_classes.sum()),
+        "positive_share": float(data.label_N[data.observed_N].mean()),
         "impressions_per_second": len(data) / max(seconds, 1e-9),
     }
     if not data.observed_N.all():
         metrics["sampled_auc"] = auc(data.label_N, probability_N)
         metrics["sampled_uauc"] = uauc(data.label_N, probability_N, data.user_N)[0]
-    return ImpressionResult(users, per_user, metrics)
+    _with_less(loaded, data, settings, metrics, per_user)
+    return ImpressionResult(everybody[both_classes], own[both_classes], metrics, everybody, per_user)
 
 
-def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> NDArray[np.float64]:
+def _measured(
+    data: RankingData, probability_N: Floats, settings: ImpressionSettings
+) -> tuple[NDArray[np.generic], dict[str, float], dict[str, Floats]]:
+    """(users, figures, values per user) of the observed rows."""
+    observed = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
+    label_N, score_N, user_N = observed
+    everybody, own_U = user_auc(label_N, score_N, user_N)
+    per_user = {
+        "auc": auc_by_user(label_N, score_N, user_N)[1],
+        "uauc": own_U,
+        **list_metrics(label_N, score_N, user_N, settings.ks)[1],
+    }
+    metrics = {
+        **{name: mean(value_U[~np.isnan(value_U)]) for name, value_U in per_user.items()},
+        "auc": auc(label_N, score_N),
+        "log_loss": log_loss(label_N, score_N),
+        "calibration_ratio": calibration_ratio(label_N, score_N),
+        "calibration_error": calibration_error(label_N, score_N),
+    }
+    return everybody, metrics, per_user
+
+
+def _with_less(
+    loaded: Loaded,
+    data: RankingData,
+    settings: ImpressionSettings,
+    metrics: dict[str, float],
+    per_user: dict[str, Floats],
+) -> None:
+    """Adds every scenario's figures, and the areas."""
+    asked = settings.missingness
+    if asked is None:
+        return
+    for name, missing_N in scenarios(data, asked):
+        less = replace(data, missing_N=missing_N)
+        _, figures, values = _measured(less, _score(loaded, less, settings), settings)
+        metrics |= {f"{name}/{metric}": figure for metric, figure in figures.items()}
+        per_user |= {f"{name}/{metric}": values[metric] for metric in BY_USER}
+    rates = np.array([0.0, *asked.rates])
+    for pattern in asked.patterns:
+        for metric in BY_USER:
+            names = [metric, *(f"{scenario(pattern, rate)}/{metric}" for rate in asked.rates)]
+            metrics[f"{pattern}/{metric}_area"] = float(area(rates, np.array([metrics[name] for name in names])))
+            per_user[f"{pattern}/{metric}_area"] = area(rates, np.stack([per_user[name] for name in names]))
+
+
+def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> Floats:
     out = []
     with torch.inference_mode():
         for start in range(0, len(data), settings.batch_size):
@@ -88,7 +146,8 @@ def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> N
             logits_B = loaded.model.logits(batch)  # type: ignore[operator]
             # In float32 all logits above 17 would tie at 1.
             out.append(torch.sigmoid(logits_B.double()))
-    return torch.cat(out).numpy()
+    found: Floats = torch.cat(out).numpy()
+    return found
 
 
 def _require_fields(artifact: Path, trained: Sequence[FieldSpec], today: Sequence[FieldSpec]) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from infra.config import Settings
 
@@ -31,8 +31,38 @@ class RetrievalSettings(Settings):
     """Users scored at once; with a diffusion model the noise a user gets depends on it."""
 
 
+Pattern = Literal["at_random", "by_activity", "by_day"]
+
+
+class MissingnessSettings(Settings):
+    """How a ranking model is tried on samples from which more fields are removed than the log misses."""
+
+    rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(tuple(n / 10 for n in range(1, 10)), min_length=1)
+    """Shares of all cells that are removed, ascending."""
+    patterns: tuple[Pattern, ...] = ("at_random", "by_activity", "by_day")
+    """at_random: each cell by itself; by_activity: the fewer impressions a user has, the more; by_day: a field is gone
+    for whole days, as when a source fails."""
+    fields: bool = True
+    """Whether each field is also removed from all samples, alone."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the draws; a cell that is removed at one rate is removed at all higher ones."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if list(self.rates) != sorted(set(self.rates)):
+            raise ValueError(f"rates {self.rates}: give each once, in ascending order")
+        if len(set(self.patterns)) < len(self.patterns):
+            raise ValueError(f"patterns {self.patterns}: one is there twice")
+        return self
+
+
 class ImpressionSettings(Settings):
     """What is measured of a ranking model."""
+
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10), min_length=1)
+    """Cut-offs of HR and NDCG of the users' impressions in the order of their scores."""
+    missingness: MissingnessSettings | None = None
+    """Also measured with more fields missing; null: only as the log has them."""
 
     batch_size: int = Field(4096, ge=1)
     """Impressions scored at once."""

@@ -38,6 +38,8 @@ class RankingData:
     """User id of each row; for evaluation, empty in training."""
     observed_N: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
     """Whether the label was logged; if not, the row is a sampled negative. Empty in training."""
+    day_N: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    """Day of each row's event, UTC, since 1970. Empty in training."""
 
     @classmethod
     def from_lake(cls, lake: Lake, version: int, fields_version: int, as_of: str, split: str) -> RankingData:
@@ -47,12 +49,14 @@ class RankingData:
         an index lies outside the size that `fields` states.
         """
         specs = read_fields(lake, fields_version, as_of)
-        columns = ["event_id", "user", "item", "label", *training_columns(specs)[1:]]
+        columns = ["event_id", "user", "item", "ts", "label", *training_columns(specs)[1:]]
         table = lake.read("samples", version, {"as_of": as_of, "split": split}, columns)
         require_rows(len(table), "samples", version, as_of, split)
         table = in_own_order(table, ["event_id", "item", "label"], [])
         data = cls.rows(table, specs, version)
-        return replace(data, user_N=users(table), observed_N=pc.equal(table["label_source"], "observed").to_numpy())
+        observed_N = pc.equal(table["label_source"], "observed").to_numpy()
+        day_N = table["ts"].cast(pa.date32()).cast(pa.int32()).to_numpy()
+        return replace(data, user_N=users(table), observed_N=observed_N, day_N=day_N)
 
     @classmethod
     def rows(cls, table: pa.Table, specs: tuple[FieldSpec, ...], version: int) -> RankingData:

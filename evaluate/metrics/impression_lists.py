@@ -80,7 +80,8 @@ class _Blocks:
         gain_to = np.concatenate([[0.0], np.cumsum(1 / np.log2(2 + np.arange(min(k, longest))))])
         past = len(gain_to) - 1
         gains_T = gain_to[np.minimum(self.start_T + self.size_T, past)] - gain_to[np.minimum(self.start_T, past)]
-        dcg_U = np.bincount(self.user_T, gains_T * self.positives_T / self.size_T, minlength=len(self.names_U))
+        share_T = self.positives_T / self.size_T
+        dcg_U = np.bincount(self.user_T, gains_T * share_T, minlength=len(self.names_U)).astype(np.float64)
         return self._defined(dcg_U, gain_to[np.minimum(self.positives_U, past)])
 
     def hr(self, k: int) -> Floats:

@@ -7,13 +7,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import log_loss, roc_auc_score
 
 from evaluate.impressions import evaluate_impressions, within
-from evaluate.settings import ImpressionSettings
+from evaluate.settings import ImpressionSettings, MissingnessSettings
 from infra.commit import commit, write_file
 from infra.errors import UsageError
 from infra.lake import Lake
@@ -239,3 +240,76 @@ def test_a_sequence_model_is_refused(tmp_path):
     artifact.save(tmp_path / "m", model, config, lineage={}, vocabulary_hash="", metrics={}, catalogue=4)
     with pytest.raises(UsageError, match="holds a sequence model; impressions need a ranking model"):
         evaluate_impressions(tmp_path / "m", lake, version, fields, AS_OF, SETTINGS)
+
+
+class TestWithLess:
+    """`adding` gives what is missing 0, so each scenario's logits are sums of what is left."""
+
+    RATES = (0.5, 0.75)
+
+    def found(self, tmp_path, **changes):
+        lake, version, fields = impressions(tmp_path, ROWS, sampled=changes.pop("sampled", ()))
+        asked = MissingnessSettings(rates=self.RATES, **changes)
+        settings = ImpressionSettings(batch_size=3, missingness=asked)
+        return evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, settings)
+
+    def test_without_a_field(self, tmp_path):
+        found = self.found(tmp_path)
+        labels = [row[-1] for row in ROWS]
+        without_tags = [0, -2, -1, -1, 0, -1, 1]
+        clipped = [max(logit, -2) for logit in without_tags]
+        assert found.metrics["without_tags/auc"] == pytest.approx(roc_auc_score(labels, clipped))
+        p = [1 / (1 + math.exp(-logit)) for logit in clipped]
+        assert found.metrics["without_tags/log_loss"] == pytest.approx(log_loss(labels, p))
+        assert found.metrics["without_tags/calibration_ratio"] == pytest.approx(sum(p) / sum(labels))
+        assert found.metrics["auc"] == pytest.approx(roc_auc_score(labels, LOGITS))
+
+    def test_every_scenario_has_every_figure_and_a_value_for_each_user(self, tmp_path):
+        found = self.found(tmp_path)
+        names = [f"{p}_{r}" for p in ("at_random", "by_activity", "by_day") for r in (50, 75)]
+        for name in (*names, "without_colour", "without_price", "without_tags"):
+            for metric in (
+                "auc",
+                "uauc",
+                "log_loss",
+                "calibration_ratio",
+                "calibration_error",
+                "hr_at_5",
+                "ndcg_at_10",
+            ):
+                assert math.isfinite(found.metrics[f"{name}/{metric}"])
+            for metric in ("auc", "uauc"):
+                values = found.per_user[f"{name}/{metric}"]
+                assert values.shape == found.everybody.shape == (3,)
+                assert np.nanmean(values) == pytest.approx(found.metrics[f"{name}/{metric}"])
+
+    def test_the_area_is_between_the_log_as_it_is_and_the_highest_rate(self, tmp_path):
+        found = self.found(tmp_path)
+        for metric in ("auc", "uauc"):
+            at_0, at_50, at_75 = (found.metrics[n + metric] for n in ("", "at_random_50/", "at_random_75/"))
+            by_hand = (0.5 * (at_0 + at_50) / 2 + 0.25 * (at_50 + at_75) / 2) / 0.75
+            assert found.metrics[f"at_random/{metric}_area"] == pytest.approx(by_hand)
+            assert np.nanmean(found.per_user[f"at_random/{metric}_area"]) == pytest.approx(by_hand)
+
+    def test_nothing_of_it_unless_asked(self, tmp_path):
+        lake, version, fields = impressions(tmp_path, ROWS)
+        found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, SETTINGS)
+        assert not [name for name in found.metrics if "/" in name]
+
+    def test_over_the_observed_rows_alone(self, tmp_path):
+        """All of cat's labels are made up; days and activity are still those of all rows."""
+        found = self.found(tmp_path, sampled=(3, 6), patterns=("at_random",))
+        assert found.everybody.tolist() == ["ann", "bob"]
+        assert found.metrics["impressions"] == 5
+        assert found.per_user["at_random_50/uauc"].shape == (2,)
+
+
+def test_a_sample_without_any_field_and_a_user_of_one_class(tmp_path):
+    rows: list[Row] = [("ann", None, None, None, 1), ("ann", 3, 1.0, [2], 0), ("bob", None, None, None, 1)]
+    lake, version, fields = impressions(tmp_path, rows)
+    found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, SETTINGS)
+    assert found.users.tolist() == ["ann"]
+    assert found.user_auc.tolist() == [0.0]
+    assert found.everybody.tolist() == ["ann", "bob"]
+    assert found.per_user["uauc"].tolist() == pytest.approx([0.0, math.nan], nan_ok=True)
+    assert found.per_user["ndcg_at_5"][1] == 1

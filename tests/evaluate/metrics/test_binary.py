@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.metrics.binary import auc, log_loss, uauc, user_auc
+from evaluate.metrics.binary import auc, auc_by_user, log_loss, uauc, user_auc
 from infra.errors import UsageError
 
 # Few distinct scores, so that ties are common; infinities are scores too.
@@ -103,3 +103,39 @@ def test_log_loss_by_hand() -> None:
 def test_wrong_input_is_refused_by_name(call: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         call()
+
+
+class TestAucByUser:
+    @given(rows=ROWS)
+    def test_the_mean_is_the_auc(self, rows: list[tuple]) -> None:
+        names, values = auc_by_user(*columns(rows))
+        assert names.tolist() == sorted({user for _, _, user in rows})
+        expected = by_pairs(rows)
+        if rows:
+            assert np.mean(values) == pytest.approx(expected, nan_ok=True)
+        assert np.isnan(values).all() == (not rows or math.isnan(expected))
+
+    def test_the_deviation_is_that_of_drawing_users(self) -> None:
+        rng = np.random.default_rng(5)
+        users = np.repeat(np.arange(200), rng.integers(1, 30, 200))
+        taste = rng.normal(size=200)[users]  # makes rows of one user alike
+        scores = np.round(taste + rng.normal(size=len(users)), 1)
+        labels = (taste + scores + rng.normal(size=len(users)) > 0.5).astype(int)
+        _, values = auc_by_user(labels, scores, users)
+        rows_of = [np.flatnonzero(users == u) for u in range(200)]
+        drawn = []
+        for _ in range(400):
+            rows = np.concatenate([rows_of[u] for u in rng.integers(0, 200, 200)])
+            drawn.append(auc(labels[rows], scores[rows]))
+        assert values.std(ddof=1) / math.sqrt(200) == pytest.approx(np.std(drawn), rel=0.15)
+
+    def test_rows_that_are_users_give_the_variance_of_delong(self) -> None:
+        """By the textbook: S10 / P + S01 / N of the components of two classes."""
+        rng = np.random.default_rng(6)
+        labels, scores = rng.integers(0, 2, 60), np.round(rng.random(60), 1)
+        positive, negative = scores[labels == 1], scores[labels == 0]
+        wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+        v10, v01 = wins.mean(axis=1), wins.mean(axis=0)
+        by_hand = v10.var() / len(v10) + v01.var() / len(v01)
+        _, values = auc_by_user(labels, scores, np.arange(60))
+        assert values.var() / 60 == pytest.approx(by_hand)
