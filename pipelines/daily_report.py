@@ -12,8 +12,10 @@ from evaluate.decision.gate import Decision
 from evaluate.decision.statistics import mean_interval
 from evaluate.publish.plots import Trend
 from evaluate.publish.report import Intervals, Report, Section
+from evaluate.settings import MissingnessSettings
 from pipelines.context import Context
 from pipelines.data import COUNTS, Data
+from pipelines.missingness_report import curves, in_table, without_fields
 from pipelines.roles import Role, roles
 
 
@@ -31,9 +33,18 @@ def build(
         title=f"logs2rec: {ctx.recipe.name}",
         run_date=data.day,
         decisions=decisions,
-        sections=[*(_metrics(ctx, m) for m in models), _accounts(ctx), _missing(ctx), _units(ctx)],
+        sections=[
+            *(_metrics(ctx, m) for m in models),
+            *_robustness(ctx, models),
+            _accounts(ctx),
+            _missing(ctx),
+            _units(ctx),
+        ],
         intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
-        trends=[plot for m in models for plot in health_trends(ctx, m, found[m["role"]])],
+        trends=[
+            *(plot for m, asked in _tried(ctx, models) for plot in curves(m, asked)),
+            *(plot for m in models for plot in health_trends(ctx, m, found[m["role"]])),
+        ],
         lineage={t: (v["version"], v["rows"]) for t, v in tables.items()},
         configuration={"recipe": ctx.recipe.model_dump(mode="json"), "contract": ctx.contract.model_dump(mode="json")},
     )
@@ -44,6 +55,7 @@ def _metrics(ctx: Context, model: Mapping[str, Any]) -> Section:
     rows = [
         [metric, *(_figure(metric, model["metrics"][m][metric]) for m in labels)]
         for metric in model["metrics"][labels[0]]
+        if model["role"] == "retrieval" or in_table(metric)
     ]
     about = (
         "Whole catalogue, one target per user, means over users; all_items ranks every item, history_removed leaves "
@@ -56,6 +68,17 @@ def _metrics(ctx: Context, model: Mapping[str, Any]) -> Section:
     return Section(
         f"{model['name']}: version {model['version']}", f"Split: {split}. {about}{started}", ["metric", *labels], rows
     )
+
+
+def _tried(ctx: Context, models: list[dict[str, Any]]) -> list[tuple[dict[str, Any], MissingnessSettings]]:
+    """The ranking models that were also measured with fields removed, and how."""
+    asked = ctx.recipe.ranking.evaluation.missingness if ctx.recipe.ranking else None
+    return [(model, asked) for model in models if model["role"] == "ranking" and asked is not None]
+
+
+def _robustness(ctx: Context, models: list[dict[str, Any]]) -> list[Section]:
+    rates: Mapping[str, float] = next((s.report["missing_rates"] for s in ctx.steps if s.unit == "samples"), {})
+    return [without_fields(model, [*rates]) for model, asked in _tried(ctx, models) if asked.fields]
 
 
 def _started(ctx: Context, unit: str, label: str) -> str:
