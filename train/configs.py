@@ -17,6 +17,7 @@ from train.ranking_configs import (
     ContrastiveConfig,
     DCNv2Config,
     DeepFMConfig,
+    DINConfig,
     DNNConfig,
     FeatureDropoutConfig,
     FinalMLPConfig,
@@ -359,6 +360,7 @@ RankingConfig = Annotated[
     | DCNv2Config
     | DeepFMConfig
     | FinalMLPConfig
+    | DINConfig
     | AsymDiffRecConfig
     | FeatureDropoutConfig
     | CDAEConfig
@@ -370,6 +372,6 @@ RankingConfig = Annotated[
 ModelConfig = (
     PopularityConfig | BigramConfig | GRU4RecConfig | SASRecConfig | ADRecConfig | DreamRecConfig | DiffuRecConfig
     | ComiRecConfig | MINDConfig | DimeRecConfig
-    | DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | AsymDiffRecConfig | FeatureDropoutConfig | CDAEConfig
-    | MultVAEConfig | ContrastiveConfig | LatentDiffusionConfig
+    | DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | DINConfig | AsymDiffRecConfig | FeatureDropoutConfig
+    | CDAEConfig | MultVAEConfig | ContrastiveConfig | LatentDiffusionConfig
 )  # fmt: skip

@@ -6,8 +6,9 @@ Shapes: B samples, N fields, W embedding width, D width of h(x).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +26,11 @@ class FieldModel(nn.Module, ABC):
     width: int
     """D."""
 
-    def __init__(self, config: FieldShape, fields: Sequence[FieldSpec]) -> None:
+    def __init__(
+        self, config: FieldShape, fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__()
-        self.fields = FieldEncoder(fields, config.embedding_width, config.missing)
+        self.fields = FieldEncoder(fields, config.embedding_width, config.missing, tied)
         self.flat = len(fields) * config.embedding_width
 
     def encode(self, batch: RankingBatch) -> Tensor:

@@ -7,7 +7,8 @@ field's vocabulary, W width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -29,20 +30,29 @@ class FieldEncoder(nn.Module):
     multi: mean of its values' embeddings; zeros when it is there but has no value.
     numeric: (value - mean) / std, clamped, times a learned vector, plus a learned bias; non-finite
     values count as missing. missing: a learned row of the field ("learned") or zeros ("zero").
-    Raises ConfigError naming a field whose size or std cannot be used.
+    `tied`: fields (keys) that are looked up in another field's table, whose values theirs are.
+    Raises ConfigError naming a field whose size or std cannot be used, or that cannot be tied.
     """
 
     mean_G: Tensor
     std_G: Tensor
     numeric_at: Tensor
 
-    def __init__(self, fields: Sequence[FieldSpec], width: int, missing: str) -> None:
+    def __init__(
+        self, fields: Sequence[FieldSpec], width: int, missing: str, tied: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         super().__init__()
-        _check(fields)
+        _check(fields, tied)
         self.fields = tuple(fields)
         self.width = width
         numeric = [spec for spec in fields if spec.kind == Kind.NUMERIC]
-        self.tables = nn.ParameterList(torch.empty(spec.size, width) for spec in fields if spec.kind != Kind.NUMERIC)
+        own = [spec for spec in fields if spec.kind != Kind.NUMERIC and spec.name not in tied]
+        self.tabled = tuple(spec.name for spec in own)
+        """Whose the tables are."""
+        self.table_at = {
+            spec.name: self.tabled.index(tied.get(spec.name, spec.name)) for spec in fields if spec.kind != Kind.NUMERIC
+        }
+        self.tables = nn.ParameterList(torch.empty(spec.size, width) for spec in own)
         self.slope_GW = nn.Parameter(torch.empty(len(numeric), width))
         self.bias_GW = nn.Parameter(torch.zeros(len(numeric), width))
         self.missing_NW = nn.Parameter(torch.empty(len(fields), width)) if missing == "learned" else None
@@ -55,7 +65,6 @@ class FieldEncoder(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Tensor:
         """z_BNW of the batch, the fields of `missing_BN` missing."""
-        tables = iter(self.tables)
         categorical = iter(batch.categorical_BF.unbind(1))
         multi = iter(batch.multi)
         numeric = iter(self._numeric(batch.numeric_BG).unbind(1))
@@ -64,12 +73,16 @@ class FieldEncoder(nn.Module):
             if spec.kind == Kind.NUMERIC:
                 vectors.append(next(numeric))
             elif spec.kind == Kind.CATEGORICAL:
-                vectors.append(_categorical(next(tables), next(categorical)))
+                vectors.append(_categorical(self.table(spec.name), next(categorical)))
             else:
-                vectors.append(_multi(next(tables), next(multi)))
+                vectors.append(_multi(self.table(spec.name), next(multi)))
         z_BNW = torch.stack(vectors, dim=1)
         row_NW = torch.zeros_like(z_BNW[0]) if self.missing_NW is None else self.missing_NW
         return torch.where(self._missing(batch)[..., None], row_NW, z_BNW)
+
+    def table(self, field: str) -> Tensor:
+        """The table that a field's values are looked up in."""
+        return self.tables[self.table_at[field]]
 
     def _numeric(self, value_BG: Tensor) -> Tensor:
         finite_BG = torch.where(value_BG.isfinite(), value_BG, self.mean_G)
@@ -98,13 +111,17 @@ def _categorical(table_SW: Tensor, index_B: Tensor) -> Tensor:
 
 def _multi(table_SW: Tensor, index_BK: Tensor) -> Tensor:
     """Mean over the values that are no padding, zeros without any."""
+    e_BKW, real_BK = values(table_SW, index_BK)
+    return (e_BKW * real_BK[..., None]).sum(dim=1) / real_BK.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def values(table_SW: Tensor, index_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """(vectors (B, K, W) of a multi-valued field's values, which of them (B, K) are no padding)."""
     index_BK = torch.where(index_BK < len(table_SW), index_BK, UNKNOWN)
-    real_BK = index_BK != PADDING
-    sum_BW = (F.embedding(index_BK, table_SW) * real_BK[..., None]).sum(dim=1)
-    return sum_BW / real_BK.sum(dim=1, keepdim=True).clamp(min=1)
+    return F.embedding(index_BK, table_SW), index_BK != PADDING
 
 
-def _check(fields: Sequence[FieldSpec]) -> None:
+def _check(fields: Sequence[FieldSpec], tied: Mapping[str, str]) -> None:
     if not fields:
         raise ConfigError("fields: a ranking model needs at least one feature field in the contract")
     for spec in fields:
@@ -115,3 +132,9 @@ def _check(fields: Sequence[FieldSpec]) -> None:
             )
         if spec.kind != Kind.NUMERIC and spec.size < FIRST_INDEX:
             raise ConfigError(f"field {spec.name}: size is {spec.size}; it counts padding and unknown, so >= 2")
+    sizes = {spec.name: spec.size for spec in fields}
+    for name, other in tied.items():
+        if sizes[name] != sizes[other] or not sizes[name]:
+            raise ConfigError(
+                f"field {name}: has {sizes[name]} values and {other} {sizes[other]}, so one table cannot be of both"
+            )

@@ -72,12 +72,24 @@ class FinalMLPConfig(FieldShape):
         return self
 
 
+class DINConfig(FieldShape):
+    """DIN (arXiv 1706.06978): what of the history counts depends on the item."""
+
+    model: Literal["din"] = "din"
+    behaviour: str = "history"
+    """The multi-valued field that is attended to (`samples.history` makes it)."""
+    target: str = "item"
+    """The categorical field that attends; both are looked up in its table."""
+    attention: Widths = (36,)
+    """Widths of the hidden layers of the attention's perceptron."""
+
+
 def _dnn_if_unsaid(value: Any) -> Any:
     return {"model": "dnn", **value} if isinstance(value, dict) else value
 
 
 BaseConfig = Annotated[
-    Annotated[DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig, Field(discriminator="model")],
+    Annotated[DNNConfig | DCNv2Config | DeepFMConfig | FinalMLPConfig | DINConfig, Field(discriminator="model")],
     BeforeValidator(_dnn_if_unsaid),
 ]
 """What AsymDiffRec can wrap; a DNN where `model` is left out."""

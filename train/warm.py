@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from infra.errors import TrainingError
-from infra.tables import FIRST_INDEX, Kind
+from infra.tables import FIRST_INDEX
 from train import artifact
 from train.artifact import ITEM_FIELD
 from train.configs import ModelConfig
@@ -143,8 +143,7 @@ def _tables(model: nn.Module) -> dict[str, str]:
         fields[table] = ITEM_FIELD
     for module in model.modules():
         if isinstance(module, FieldEncoder):
-            names = [spec.name for spec in module.fields if spec.kind is not Kind.NUMERIC]
-            fields |= dict(zip(module.tables, names, strict=True))
+            fields |= dict(zip(module.tables, module.tabled, strict=True))
     return {name: fields[p] for name, p in model.named_parameters() if p in fields}
 
 

@@ -8,14 +8,12 @@ the rest of the first layer is worked out once. Medians of runs in turns.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from tests.benchmarks.harness import report
+from tests.benchmarks.harness import in_turns, report
 from train.configs import DimeRecConfig
 from train.models.dimerec import _USERS_AT_ONCE, DimeRec
 from train.protocol import SequenceBatch
@@ -61,15 +59,8 @@ def main() -> None:
         "mlp": passes(mlp(whole, config.hidden), whole),
         "part": passes(mlp(WIDTH, config.hidden), WIDTH),
     }
-    spent: dict[str, list[float]] = {name: [] for name in runs}
     with torch.inference_mode():
-        for repetition in range(REPETITIONS + 1):
-            for name, run in runs.items():
-                started = time.perf_counter()
-                run()
-                if repetition:
-                    spent[name].append(time.perf_counter() - started)
-    seconds = {name: statistics.median(values) for name, values in spent.items()}
+        seconds = in_turns(runs, REPETITIONS)
     figures = {
         "ratio_to_mlp": seconds["all"] / seconds["mlp"],
         "ratio_of_steps": seconds["steps"] / seconds["mlp"],

@@ -39,3 +39,15 @@ def seconds(work: Callable[[], object], repetitions: int = 5) -> float:
         work()
         times.append(time.perf_counter() - started)
     return statistics.median(times)
+
+
+def in_turns(runs: Mapping[str, Callable[[], object]], repetitions: int) -> dict[str, float]:
+    """Median wall time of each, in turns, so that a busy machine is busy for all; a first turn does not count."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for repetition in range(repetitions + 1):
+        for name, run in runs.items():
+            started = time.perf_counter()
+            run()
+            if repetition:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}

@@ -138,3 +138,27 @@ def test_fields_of_one_kind_only():
     model = FieldEncoder([FieldSpec("user", Kind.CATEGORICAL, size=3)], 4, "learned")
     one = RankingBatch(torch.tensor([[2]]), torch.empty(1, 0), (), torch.zeros(1, 1, dtype=torch.bool), torch.ones(1))
     assert torch.equal(model(one)[0, 0], model.tables[0][2])
+
+
+def test_a_tied_field_is_looked_up_in_the_others_table():
+    fields = (
+        FieldSpec("item", Kind.CATEGORICAL, size=5),
+        FieldSpec("age", Kind.NUMERIC),
+        FieldSpec("history", Kind.MULTI, size=5),
+        FieldSpec("genre", Kind.CATEGORICAL, size=3),
+    )
+    torch.manual_seed(0)
+    encoder = FieldEncoder(fields, 4, "zero", tied={"history": "item"})
+    assert encoder.tabled == ("item", "genre")
+    assert [tuple(table.shape) for table in encoder.tables] == [(5, 4), (3, 4)]
+    batch = RankingBatch(
+        categorical_BF=torch.tensor([[3, 2]]), numeric_BG=torch.zeros(1, 1), multi=(torch.tensor([[0, 3, 4]]),),
+        missing_BN=torch.zeros(1, 4, dtype=torch.bool), label_B=torch.ones(1),
+    )  # fmt: skip
+    z = encoder(batch)[0]
+    assert torch.equal(z[0], encoder.tables[0][3])
+    torch.testing.assert_close(z[2], (encoder.tables[0][3] + encoder.tables[0][4]) / 2)
+    assert torch.equal(z[3], encoder.tables[1][2])
+    for wrong in ({"history": "genre"}, {"age": "age"}):
+        with pytest.raises(ConfigError, match="one table cannot be of both"):
+            FieldEncoder(fields, 4, "zero", tied=wrong)

@@ -30,6 +30,7 @@ RANKING_MODELS = {
     "dcnv2": "train.models.dcnv2:DCNv2",
     "deepfm": "train.models.deepfm:DeepFM",
     "finalmlp": "train.models.finalmlp:FinalMLP",
+    "din": "train.models.din:DIN",
     "asymdiffrec": "train.models.asymdiffrec:AsymDiffRec",
     "feature_dropout": "train.models.feature_dropout:FeatureDropout",
     "cdae": "train.models.autoencoders:CDAE",

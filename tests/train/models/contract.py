@@ -330,9 +330,10 @@ class FieldModelContract(RankingModelContract):
     config: FieldShape
     model: type[FieldModel]
     width: int
+    fields = FIELDS
 
     def build(self) -> FieldModel:
-        return self.model(self.config, FIELDS)
+        return self.model(self.config, self.fields)
 
     def test_it_is_a_head_on_an_encoding(self):
         model, batch = self.fresh(), impressions()
@@ -355,7 +356,7 @@ class FieldModelContract(RankingModelContract):
         assert not torch.equal(model.logits(batch), model.logits(batch.with_missing(gone)))
 
     def test_it_can_be_wrapped(self):
-        wrapped = AsymDiffRec(AsymDiffRecConfig(base=self.config, hidden=12), FIELDS)
+        wrapped = AsymDiffRec(AsymDiffRecConfig(base=self.config, hidden=12), self.fields)
         assert type(wrapped.base) is self.model
         assert wrapped.reverse[2].out_features == self.width
         assert wrapped.loss(impressions(), seeded()).total.isfinite()

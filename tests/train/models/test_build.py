@@ -40,5 +40,5 @@ def test_names_build_what_they_say():
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"'unheard'.*adrec, bigram, .*popularity, sasrec"):
         build_sequence(Unheard(), 10)
-    with pytest.raises(ConfigError, match=r"'sasrec'.*asymdiffrec, .*dcnv2, deepfm, dnn, .*multvae"):
+    with pytest.raises(ConfigError, match=r"'sasrec'.*asymdiffrec, .*dcnv2, deepfm, din, dnn, .*multvae"):
         build_ranking(SASRecConfig(), FIELDS)
