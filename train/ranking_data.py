@@ -52,11 +52,14 @@ class RankingData:
         columns = ["event_id", "user", "item", "ts", "label", *training_columns(specs)[1:]]
         table = lake.read("samples", version, {"as_of": as_of, "split": split}, columns)
         require_rows(len(table), "samples", version, as_of, split)
-        table = in_own_order(table, ["event_id", "item", "label"], [])
-        data = cls.rows(table, specs, version)
+        return cls.told(in_own_order(table, ["event_id", "item", "label"], []), specs, version)
+
+    @classmethod
+    def told(cls, table: pa.Table, specs: tuple[FieldSpec, ...], version: int) -> RankingData:
+        """The samples in the order of the table, with whose they are, when, and whether their label was logged."""
         observed_N = pc.equal(table["label_source"], "observed").to_numpy()
         day_N = table["ts"].cast(pa.date32()).cast(pa.int32()).to_numpy()
-        return replace(data, user_N=users(table), observed_N=observed_N, day_N=day_N)
+        return replace(cls.rows(table, specs, version), user_N=users(table), observed_N=observed_N, day_N=day_N)
 
     @classmethod
     def rows(cls, table: pa.Table, specs: tuple[FieldSpec, ...], version: int) -> RankingData:
