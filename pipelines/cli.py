@@ -272,11 +272,16 @@ def rollback(
 
 @app.command()
 def replicate(
-    model: Annotated[str, typer.Option(help="Section of recipes/replicate.yaml: sasrec, adrec, popularity, ...")],
-    data: Annotated[Path, typer.Option(help="Folder of the split's sequences.parquet: user, train, val, test.")],
+    model: Annotated[
+        str, typer.Option(help="Section of recipes/replicate.yaml (sasrec, adrec, ...) or ranked.yaml (dnn, ...).")
+    ],
+    data: Annotated[
+        Path, typer.Option(help="Folder of a split's sequences.parquet, or, for ranking models, a workspace.")
+    ],
     seed: Annotated[int | None, typer.Option(help="Of training and of the noise at inference.")] = None,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override config.*, training.* or evaluation.*. Repeatable.")
+        list[str] | None,
+        typer.Option("--set", help="Override config.*, training.*, evaluation.*, planting.*. Repeatable."),
     ] = None,
     workspace: Annotated[
         Path | None, typer.Option(help="Folder to keep and to resume in; if left out, a temporary one.")
@@ -286,14 +291,21 @@ def replicate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Train and evaluate one model on a published leave-one-out split."""
+    """Train and evaluate one model on a published leave-one-out split, or a ranking model on a workspace's samples."""
+    from pipelines import ranked
+    from pipelines import replicate as sequences
     from pipelines.progress import Progress
-    from pipelines.replicate import replicate as carry_out
-    from pipelines.replicate import settings_of, show
 
-    settings = settings_of(model, overrides or (), seed)
     with Progress(2) as progress:
-        found = carry_out(model, data, settings, workspace, progress, categories)
+        if model in ranked.sections():
+            if categories is not None:
+                raise UsageError(f"--categories: {model} is a ranking model and makes no lists of items; leave it out")
+            found = ranked.replicate(model, data, ranked.settings_of(model, overrides or (), seed), workspace, progress)
+            show = ranked.show
+        else:
+            settings = sequences.settings_of(model, overrides or (), seed)
+            found = sequences.replicate(model, data, settings, workspace, progress, categories)
+            show = sequences.show
     show(found.summary)
     _finish(found.summary, as_json)
 

@@ -6,17 +6,11 @@ finished stands in the workspace's ledger and is not done again; a run that was 
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from rich.console import Console
 from rich.markup import escape
@@ -24,18 +18,16 @@ from rich.table import Table
 
 from evaluate.settings import RetrievalSettings
 from featurize.vocabularies import hash_of
-from infra.cluster import RaySettings, cluster
 from infra.config import Settings, apply_override, parse, read_yaml
 from infra.errors import UsageError
-from infra.lake import Lake
-from infra.ledger import Ledger, Published, key_of
-from infra.lock import WorkspaceLock
+from infra.ledger import Published
 from infra.tables import FIRST_INDEX, SEQUENCES
 from pipelines import published_split, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import AS_OF, PublishedSplit
 from pipelines.recipe import SequenceModelRun
-from train.settings import OPERATIONAL, TrainingSettings
+from pipelines.workbench import Outputs, Replication, Workbench, figure, workbench
+from train.settings import TrainingSettings
 
 if TYPE_CHECKING:
     from evaluate.metrics.diversity import ItemCategories
@@ -113,18 +105,6 @@ def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = No
     return parse(section, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
 
 
-@dataclass(frozen=True)
-class Replication:
-    """What came out: the summary (`--json`), and everything that the evaluation measured."""
-
-    summary: dict[str, Any]
-    metrics: dict[str, float]
-    users: dict[str, NDArray[np.object_]]
-    """By candidate set, in the order of the split's file."""
-    per_user: dict[str, NDArray[np.float64]]
-    """By "set/metric", aligned with them."""
-
-
 def replicate(
     model: str,
     data: Path,
@@ -157,13 +137,8 @@ def on_split(
     same workspace finds it there and trains nothing.
     """
     settings = settings.for_split(split)
-    with ExitStack() as stack:
-        if workspace is None:
-            workspace = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="logs2rec-replicate-")))
-        lock = WorkspaceLock(workspace)
-        stack.callback(lock.release)
-        lock.hold(f"replicate {model}")
-        work = _Work(model, settings, split, workspace, Ledger(Lake(workspace / "lake")), progress)
+    with workbench(model, AS_OF, settings, workspace, progress) as bench:
+        work = _Work(bench, settings, split)
         version = work.written().version(SEQUENCES.name)
         trained = work.trained(version)
         found = work.evaluated(version, trained)
@@ -176,99 +151,44 @@ def on_split(
 
 @dataclass(frozen=True)
 class _Work:
-    model: str
+    bench: Workbench
     settings: ReplicatedModel
     split: PublishedSplit
-    workspace: Path
-    ledger: Ledger
-    progress: Progress
-
-    @property
-    def lake(self) -> Lake:
-        return self.ledger.lake
 
     def written(self) -> Published:
         """The split as a table, cut for this model."""
         length: int | None = getattr(self.settings.config, "max_length", None)
         inputs, config = {"split": self.split.digest}, {"max_length": length}
 
-        def work() -> tuple[dict[str, Any], dict[str, Any]]:
-            version = published_split.write(self.lake, self.split, length)
+        def work(key: str) -> Outputs:
+            version = published_split.write(self.bench.lake, self.split, length)
             return {SEQUENCES.name: version}, {"users": len(self.split.users), "items": self.split.items}
 
-        return self.publish("replicate:split", inputs, config, lambda key: work())
+        return self.bench.publish("replicate:split", inputs, config, work)
 
     def trained(self, version: int) -> Published:
         """The artifact."""
-        config, training = self.settings.config, self.settings.training
+        import pyarrow as pa
+
+        from train.artifact import ITEM_FIELD
+
         vocabulary = self.split.vocabulary()
-        items_hash = hash_of(vocabulary)
-        inputs = {SEQUENCES.name: version, "items_hash": items_hash}
-        decisive = {
-            "model": config.model_dump(mode="json"), "training": training.model_dump(mode="json", exclude=OPERATIONAL),
-        }  # fmt: skip
-
-        def work(key: str) -> tuple[dict[str, Any], dict[str, Any]]:
-            import pyarrow as pa
-
-            from train.artifact import ITEM_FIELD
-            from train.trainer import TrainRequest, fit
-
-            field = pa.array([ITEM_FIELD] * len(vocabulary), pa.string())
-            request = TrainRequest(
-                lake=self.lake.root, versions={SEQUENCES.name: version}, as_of=AS_OF, model=config, training=training,
-                run_name=f"{self.model}-{key}", vocabulary_hash=items_hash,
-                vocabulary=vocabulary.add_column(0, "field", field),
-            )  # fmt: skip
-            artifact = Path("artifacts") / f"{self.model}-{key}"
-            with ExitStack() as stack:
-                if not config.counted:
-                    self.progress.note("starting Ray")
-                    stack.enter_context(cluster(RaySettings()))
-                report = fit(request, self.workspace / artifact, self.workspace / "training", self.epoch)
-            return {"artifact": str(artifact)}, report
-
-        return self.publish(f"replicate:{self.model}", inputs, decisive, work)
-
-    def epoch(self, metrics: Mapping[str, Any]) -> None:
-        """Show how far training is."""
-        epochs = self.settings.training.epochs
-        self.progress.note(f"replicate:{self.model}: epoch {metrics.get('epoch', '?')}/{epochs}")
+        field = pa.array([ITEM_FIELD] * len(vocabulary), pa.string())
+        return self.bench.trained(
+            {SEQUENCES.name: version}, hash_of(vocabulary), vocabulary.add_column(0, "field", field)
+        )
 
     def evaluated(self, version: int, trained: Published) -> RetrievalResult:
         """Every time anew: it is what is asked for, and how long it takes is part of the answer."""
         from evaluate.retrieval import evaluate_retrieval
 
-        self.progress.note(f"evaluating {self.model}")
-        artifact = self.workspace / str(trained.outputs["artifact"])
+        artifact = self.bench.artifact(trained)
         catalogue = FIRST_INDEX + self.split.items
         settings, categories = self.settings.evaluation, self.split.categories
-        found = evaluate_retrieval(artifact, self.lake, version, AS_OF, settings, catalogue, categories)
+        found = evaluate_retrieval(artifact, self.bench.lake, version, AS_OF, settings, catalogue, categories)
         if categories is not None and not self.settings.config.counted:
             found.metrics[PROBE] = _probed(artifact, categories)
         return found
-
-    def publish(
-        self,
-        unit: str,
-        inputs: Mapping[str, Any],
-        config: Any,
-        work: Callable[[str], tuple[dict[str, Any], dict[str, Any]]],
-    ) -> Published:
-        """What the ledger has under the unit's key, or what `work` makes of it."""
-        key = key_of(unit, AS_OF, inputs, config)
-        if (found := self.ledger.find(key)) is not None:
-            self.progress.finish(unit, "skipped", 0.0)
-            return found
-        self.progress.start(unit)
-        started = perf_counter()
-        outputs, report = work(key)
-        row = self.ledger.publish(
-            unit=unit, date=AS_OF, inputs=inputs, config=config, outputs=outputs, report=report,
-            seconds=round(perf_counter() - started, 3), run_id="replicate",
-        )  # fmt: skip
-        self.progress.finish(unit, "published", row.seconds)
-        return row
 
 
 def _losses(entry: Mapping[str, float]) -> dict[str, float]:
@@ -298,9 +218,9 @@ def _summary(
         "seed": settings.training.seed,
         "users": len(split.users),
         "items": split.items,
-        **{name: {m: _number(metrics[f"{name}/{m}"]) for m in measured} for name in CANDIDATE_SETS},
-        "lists": {name: _number(metrics[name]) for name in LIST_METRICS if name in metrics},
-        "table": {PROBE: _number(metrics[PROBE])} if PROBE in metrics else {},
+        **{name: {m: figure(metrics[f"{name}/{m}"]) for m in measured} for name in CANDIDATE_SETS},
+        "lists": {name: figure(metrics[name]) for name in LIST_METRICS if name in metrics},
+        "table": {PROBE: figure(metrics[PROBE])} if PROBE in metrics else {},
         "train_seconds": report["seconds"],
         "score_seconds": metrics["users"] / metrics["users_per_second"],
         "peak_memory_bytes": report["peak_memory_bytes"],
@@ -313,11 +233,6 @@ def _summary(
         "training": {**settings.training.model_dump(mode="json"), "workers": report["workers"]},  # those that trained
         "evaluation": settings.evaluation.model_dump(mode="json"),
     }
-
-
-def _number(mean: float) -> float | None:
-    """JSON has no NaN, which is the mean over nobody."""
-    return None if math.isnan(mean) else mean
 
 
 def show(summary: Mapping[str, Any]) -> None:

@@ -30,10 +30,10 @@ from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
 from pipelines import published_split, replicate, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import PublishedSplit
-from pipelines.replicate import Replication
 from pipelines.study_cells import Cells
 from pipelines.study_plan import Cell, StudyPlan, read, resolve, selected
 from pipelines.study_results import Results, as_json
+from pipelines.workbench import Replication
 
 PAGE, FIGURES = "study.html", "study.json"
 

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from infra.disk import sync
 from infra.errors import ArtifactError
 from infra.ledger import code_version
-from pipelines.replicate import Replication
 from pipelines.study_plan import Cell
+from pipelines.workbench import Replication
 
 FORMAT, VERSION = "logs2rec-study-cell", 1
 _CELL, _USERS = "cell.json", "users.parquet"

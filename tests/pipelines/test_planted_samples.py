@@ -31,7 +31,7 @@ def workspace(folder: Path, splits: tuple[str, ...] = ALL, day: str = DAY, seed:
     for split in splits:
         rows = [
             {
-                "event_id": f"{split}{i:03d}", "user": f"u{i % 12}", "item": 2, "label": i % 2,
+                "event_id": f"{split}{i:03d}", "user": f"u{i % 12}", "item": 2, "label": (i // 12 + i) % 2,
                 "label_source": "observed", "ts": datetime(2024, 3, 1, tzinfo=UTC) + timedelta(days=i % 3),
                 "missing": 2 if i % 5 == 0 else 0,
                 "f_user": 2 + i % 12, "f_price": None if i % 5 == 0 else float(rng.integers(0, 100)),

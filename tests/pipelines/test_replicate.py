@@ -22,10 +22,11 @@ from infra.cluster import RaySettings, cluster
 from infra.errors import ConfigError, UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
-from pipelines import published_split
+from pipelines import published_split, workbench
 from pipelines import replicate as steering
 from pipelines.progress import Progress
-from pipelines.replicate import Fit, Replication, replicate, settings_of
+from pipelines.replicate import Fit, replicate, settings_of
+from pipelines.workbench import Replication
 from tests.conftest import REAL_DATA
 from tests.pipelines.commands import logs2rec
 from tests.pipelines.test_published_split import written
@@ -169,7 +170,7 @@ def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pyte
     import train.trainer
 
     monkeypatch.setattr(train.trainer, "fit", None)
-    monkeypatch.setattr(steering, "cluster", None)
+    monkeypatch.setattr(workbench, "cluster", None)
     for more in ([], ["training.workers=1"]):
         again = carried_out("sasrec", data, tmp_path / "w", *SASREC, *more)
         assert again.per_user.keys() == first.per_user.keys()

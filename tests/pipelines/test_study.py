@@ -17,7 +17,7 @@ import yaml
 from infra.cluster import RaySettings, cluster
 from infra.errors import ArtifactError, ConfigError, DataRefused, TrainingError, UsageError
 from infra.lock import WorkspaceLock
-from pipelines import replicate, study_plan
+from pipelines import replicate, study_plan, workbench
 from pipelines import study as steering
 from pipelines.progress import Progress
 from pipelines.published_split import PublishedSplit
@@ -96,7 +96,7 @@ class TestResuming:
         plan, out, calls = planned(tmp_path, data), tmp_path / "out", []
         whole = replicate.on_split
 
-        def interrupted(*given: Any) -> replicate.Replication:
+        def interrupted(*given: Any) -> workbench.Replication:
             calls.append(given)
             if len(calls) == 2:
                 raise KeyboardInterrupt
@@ -247,7 +247,7 @@ def test_a_failed_training_stops_no_other(
 
     whole, tried = replicate.on_split, []
 
-    def failing(model: str, split: Any, settings: Any, *given: Any) -> replicate.Replication:
+    def failing(model: str, split: Any, settings: Any, *given: Any) -> workbench.Replication:
         tried.append(settings)
         if settings.training.epochs != 3:
             raise TrainingError("loss is nan at step 7")
@@ -394,7 +394,7 @@ def test_one_training_evaluated_in_two_ways(tmp_path: Path, data: Path, monkeypa
     import train.trainer
 
     monkeypatch.setattr(train.trainer, "fit", None)
-    monkeypatch.setattr(replicate, "cluster", None)
+    monkeypatch.setattr(workbench, "cluster", None)
     one_pass["two steps"] = {"evaluation.steps": 2}
     assert carried_out(planned(tmp_path, data, rows, seeds=[0]), out).measured == ["small: two steps, seed 0"]
 
