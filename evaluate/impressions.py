@@ -19,7 +19,7 @@ from evaluate.metrics.accuracy import mean
 from evaluate.metrics.binary import auc, auc_by_user, log_loss, uauc, user_auc
 from evaluate.metrics.calibration import calibration_error, calibration_ratio
 from evaluate.metrics.impression_lists import list_metrics
-from evaluate.missingness import area, scenario, scenarios
+from evaluate.missingness import area, patterns, scenario, scenarios
 from evaluate.settings import ImpressionSettings
 from infra.errors import UsageError
 from infra.lake import Lake
@@ -39,9 +39,10 @@ class ImpressionResult:
 
     metrics["users"] counts the users that have both classes, metrics["uauc"] is the mean of theirs. Where negatives
     were sampled, all of it is over the observed rows alone, so that no gate passes on labels nobody gave; "sampled_auc"
-    and "sampled_uauc" are over all rows. With `missingness` the same figures stand under each scenario's name
-    ("at_random_30/auc", "without_price/auc"), and under the pattern's the area under AUC and UAUC from the log as it is
-    to the highest rate ("at_random/auc_area").
+    and "sampled_uauc" are over all rows. What takes both classes is NaN without: of a user AUC, HR and NDCG, of all
+    rows AUC and calibration. With `missingness` the same figures stand under each scenario's name ("at_random_30/auc",
+    "without_price/auc"), and under the pattern's the area under AUC and UAUC from the log as it is to the highest rate
+    ("at_random/auc_area").
     """
 
     users: NDArray[np.generic]
@@ -73,11 +74,14 @@ def evaluate_impressions(
         raise UsageError(f"{artifact}: holds a {loaded.kind} model; impressions need a ranking model")
     data = RankingData.from_lake(lake, version, fields_version, as_of, split)
     _require_fields(artifact, loaded.fields, data.fields)
+    # Users as numbers: what groups by them is measured for many scenarios, and strings are slow to compare.
+    names, user_N = np.unique(data.user_N.astype(str), return_inverse=True)
+    data = replace(data, user_N=user_N)
     started = time.perf_counter()
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
-    everybody, metrics, per_user = _measured(data, probability_N, settings)
-    own = per_user["uauc"]
+    users, metrics, per_user = _measured(data, probability_N, settings)
+    everybody, own = names[users].astype(object), per_user["uauc"]
     both_classes = ~np.isnan(own)  # a user with a single class has no AUC
     metrics |= {
         "impressions": float(data.observed_N.sum()),
@@ -85,9 +89,6 @@ def evaluate_impressions(
         "positive_share": float(data.label_N[data.observed_N].mean()),
         "impressions_per_second": len(data) / max(seconds, 1e-9),
     }
-    if not data.observed_N.all():
-        metrics["sampled_auc"] = auc(data.label_N, probability_N)
-        metrics["sampled_uauc"] = uauc(data.label_N, probability_N, data.user_N)[0]
     _with_less(loaded, data, settings, metrics, per_user)
     return ImpressionResult(everybody[both_classes], own[both_classes], metrics, everybody, per_user)
 
@@ -99,18 +100,24 @@ def _measured(
     observed = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
     label_N, score_N, user_N = observed
     everybody, own_U = user_auc(label_N, score_N, user_N)
+    lists = list_metrics(label_N, score_N, user_N, settings.ks)[1]
     per_user = {
         "auc": auc_by_user(label_N, score_N, user_N)[1],
         "uauc": own_U,
-        **list_metrics(label_N, score_N, user_N, settings.ks)[1],
+        # Of a user without a negative every list is perfect, whatever the model.
+        **{name: np.where(np.isnan(own_U), np.nan, value_U) for name, value_U in lists.items()},
     }
+    whole, both = auc(label_N, score_N), 0 < label_N.sum() < len(label_N)
     metrics = {
         **{name: mean(value_U[~np.isnan(value_U)]) for name, value_U in per_user.items()},
-        "auc": auc(label_N, score_N),
+        "auc": whole,
         "log_loss": log_loss(label_N, score_N),
-        "calibration_ratio": calibration_ratio(label_N, score_N),
-        "calibration_error": calibration_error(label_N, score_N),
+        "calibration_ratio": calibration_ratio(label_N, score_N) if both else float("nan"),
+        "calibration_error": calibration_error(label_N, score_N) if both else float("nan"),
     }
+    if not data.observed_N.all():
+        metrics["sampled_auc"] = auc(data.label_N, probability_N)
+        metrics["sampled_uauc"] = uauc(data.label_N, probability_N, data.user_N)[0]
     return everybody, metrics, per_user
 
 
@@ -131,7 +138,7 @@ def _with_less(
         metrics |= {f"{name}/{metric}": figure for metric, figure in figures.items()}
         per_user |= {f"{name}/{metric}": values[metric] for metric in BY_USER}
     rates = np.array([0.0, *asked.rates])
-    for pattern in asked.patterns:
+    for pattern in patterns(data, asked):
         for metric in BY_USER:
             names = [metric, *(f"{scenario(pattern, rate)}/{metric}" for rate in asked.rates)]
             metrics[f"{pattern}/{metric}_area"] = float(area(rates, np.array([metrics[name] for name in names])))

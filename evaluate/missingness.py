@@ -19,11 +19,13 @@ from train.ranking_data import RankingData
 
 Floats = NDArray[np.float64]
 _ROWS_AT_ONCE = 2**16
+LEAST_DAYS = 7
+"""Of the samples, for the pattern by_day; a temporal split tests one day alone."""
 
 
 def scenarios(data: RankingData, settings: MissingnessSettings) -> Iterator[tuple[str, Ints]]:
     """(name, missing_N) of every pattern at every rate and of every field alone: at_random_30, without_price."""
-    for pattern in settings.patterns:
+    for pattern in patterns(data, settings):
         for rate in settings.rates:
             yield scenario(pattern, rate), data.missing_N | removed(pattern, rate, data, settings.seed)
     if settings.fields:
@@ -31,37 +33,47 @@ def scenarios(data: RankingData, settings: MissingnessSettings) -> Iterator[tupl
             yield f"without_{spec.name}", data.missing_N | np.int64(1 << bit)
 
 
+def patterns(data: RankingData, settings: MissingnessSettings) -> list[Pattern]:
+    """Those that are asked for and mean something: by_day needs days, or a field's loss is one throw of a coin."""
+    enough = len(np.unique(data.day_N)) >= LEAST_DAYS
+    return [pattern for pattern in settings.patterns if pattern != "by_day" or enough]
+
+
 def scenario(pattern: str, rate: float) -> str:
     """Its name, the rate in percent.
 
-    >>> scenario("at_random", 0.3), scenario("by_day", 0.025)
-    ('at_random_30', 'by_day_2.5')
+    >>> scenario("at_random", 0.3)
+    'at_random_30'
     """
-    return f"{pattern}_{100 * rate:g}"
+    return f"{pattern}_{round(100 * rate)}"
 
 
-def removed(pattern: Pattern, rate: float, data: RankingData, seed: int) -> Ints:
+def removed(pattern: Pattern, rate: float, data: RankingData, seed: int, stream: int = 0) -> Ints:
     """Bits (N,) of what the pattern removes at the rate.
 
-    at_random: each cell with chance `rate`. by_activity: with chance (1 - q)^((1 - rate) / rate), q the share of
-    samples whose user has fewer samples (ties half), so that the mean over samples is about `rate`. by_day: a field is
-    removed from all samples of a day with chance `rate`.
+    at_random: each cell with chance `rate`. by_activity: with the mean of (1 - q)^a over the samples whose user has as
+    many samples, a = (1 - rate) / rate, q running from the share whose user has fewer to that with as many or fewer;
+    the mean over all samples is `rate`. by_day: a field is removed from all samples of a day with chance `rate`.
     """
-    fields, rng = len(data.fields), np.random.default_rng([seed, 0])
+    fields, rng = len(data.fields), np.random.default_rng([seed, stream])
     if pattern == "by_day":
         days, day_N = np.unique(data.day_N, return_inverse=True)
         return _drawn(np.full(len(days), rate), fields, rng)[day_N]
-    chance_N = np.full(len(data), rate) if pattern == "at_random" else (1 - activity(data)) ** ((1 - rate) / rate)
+    chance_N = np.full(len(data), rate)
+    if pattern == "by_activity":
+        fewer_N, to_N = activity(data)
+        power = (1 - rate) / rate + 1
+        chance_N = ((1 - fewer_N) ** power - (1 - to_N) ** power) / (power * (to_N - fewer_N))
     return _drawn(chance_N, fields, rng)
 
 
-def activity(data: RankingData) -> Floats:
-    """q_N: the share of samples whose user has fewer samples than this one's, and half of those with as many."""
+def activity(data: RankingData) -> tuple[Floats, Floats]:
+    """(N,) twice: the share of samples whose user has fewer samples than this one's, and that with as many or fewer."""
     _, user_N, count_U = np.unique(data.user_N, return_inverse=True, return_counts=True)
     count_N = count_U[user_N]
     ordered = np.sort(count_N)
-    below = np.searchsorted(ordered, count_N, "left") + np.searchsorted(ordered, count_N, "right")
-    return below / (2 * max(1, len(data)))
+    fewer, to = (np.searchsorted(ordered, count_N, side) / len(data) for side in ("left", "right"))
+    return fewer, to
 
 
 def area(rate_R: Floats, value_RX: Floats) -> Floats:

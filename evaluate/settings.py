@@ -38,10 +38,10 @@ class MissingnessSettings(Settings):
     """How a ranking model is tried on samples from which more fields are removed than the log misses."""
 
     rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(tuple(n / 10 for n in range(1, 10)), min_length=1)
-    """Shares of all cells that are removed, ascending."""
+    """Shares of all cells that are removed, in whole percents, ascending."""
     patterns: tuple[Pattern, ...] = ("at_random", "by_activity", "by_day")
     """at_random: each cell by itself; by_activity: the fewer impressions a user has, the more; by_day: a field is gone
-    for whole days, as when a source fails."""
+    for whole days, as when a source fails (left out where the samples are of fewer than 7 days)."""
     fields: bool = True
     """Whether each field is also removed from all samples, alone."""
     seed: int = Field(0, ge=0, lt=2**32)
@@ -51,6 +51,8 @@ class MissingnessSettings(Settings):
     def _ascending(self) -> Self:
         if list(self.rates) != sorted(set(self.rates)):
             raise ValueError(f"rates {self.rates}: give each once, in ascending order")
+        if odd := [rate for rate in self.rates if abs(100 * rate - round(100 * rate)) > 1e-6 or round(100 * rate) == 0]:
+            raise ValueError(f"rates: {odd[0]} is no whole percent; figures are named by them")
         if len(set(self.patterns)) < len(self.patterns):
             raise ValueError(f"patterns {self.patterns}: one is there twice")
         return self

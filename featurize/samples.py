@@ -25,16 +25,13 @@ from featurize.vocabularies import ITEM, USER
 from infra.commit import DataFile, commit, write_file
 from infra.errors import DataRefused, EmptySplit
 from infra.lake import Lake
-from infra.tables import FIELDS, ITEMS, MISSING_RATES, POPULARITY, Kind, column_of, events, samples
+from infra.tables import FIELDS, HISTORY, ITEMS, MISSING_RATES, POPULARITY, Kind, column_of, events, samples
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from featurize.contract import Contract
     from featurize.settings import SampleSettings
-
-HISTORY = "history"
-"""The field that `samples.history` adds."""
 
 ROWS_PER_TASK = 1 << 20
 """Events per task of the shuffles. Their number follows from the data alone, so that every run has the same files."""

@@ -21,6 +21,9 @@ PADDING, UNKNOWN, FIRST_INDEX = 0, 1, 2
 UNDATED = "undated"
 """The one arrival of a log whose path carries no `{date}`."""
 
+HISTORY = "history"
+"""The feature field that `samples.history` adds: past items, as indices of the items' vocabulary."""
+
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 

@@ -28,12 +28,16 @@ def curves(model: Mapping[str, Any], asked: MissingnessSettings) -> list[Trend]:
     """Of each pattern: AUC and UAUC of every model from the log as it is to the highest rate."""
     found = []
     for pattern in asked.patterns:
-        lines = []
+        lines: list[tuple[str, list[float]]] = []
         for name, words in _NAMES.items():
             for label, metrics in model["metrics"].items():
-                values = [metrics[name], *(metrics[f"{scenario(pattern, rate)}/{name}"] for rate in asked.rates)]
-                if all(value is not None and math.isfinite(value) for value in values):  # no user has both classes
+                names = [name, *(f"{scenario(pattern, rate)}/{name}" for rate in asked.rates)]
+                values = [metrics.get(name) for name in names]
+                # Absent: too few days for by_day; none or NaN: no user has both classes.
+                if all(value is not None and math.isfinite(value) for value in values):
                     lines.append((f"{words}, {label}", values))
+        if not lines:
+            continue
         found.append(
             Trend(
                 f"Missing fields: {model['name']}, {pattern}",

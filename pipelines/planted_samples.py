@@ -111,7 +111,7 @@ def write(lake: Lake, logged: LoggedSamples, planting: Planting) -> dict[str, in
 
 
 def _planted(data: RankingData, planting: Planting, number: int) -> Ints:
-    return removed(planting.pattern, planting.rate, data, 3 * planting.seed + number)
+    return removed(planting.pattern, planting.rate, data, planting.seed, stream=1 + number)
 
 
 def _without(rows: pa.Table, specs: tuple[FieldSpec, ...], gone_N: Ints) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -40,17 +41,26 @@ def _walks(tables: Sequence[Table], measured: Measured) -> list[Trend]:
     for table in tables:
         for whole in (row for row in table.rows if row.name == row.planned):
             rows = [row for row in table.rows if row.planned == whole.name and _same_but_for_stop(row, whole)]
-            cells = {_stop(row): figures for row in rows if (figures := [c["figures"] for c in measured(row)])}
-            steps = sorted(cells)
-            if len(steps) < 2:
-                continue
-            lines = []
-            for column in table.compare:
-                name, metric = column.split("/")
-                lines.append((column, [unit(column) * fmean(f[name][metric] for f in cells[n]) for n in steps]))
-            words = f"{table.data}: what stands after some of the steps, mean of the seeds that were run."
-            found.append(Trend(f"Along the reverse steps: {whole.name}", words, steps, lines, axis="step"))
+            by_stop = {_stop(row): {c["seed"]: c["figures"] for c in measured(row)} for row in rows}
+            steps = sorted(stop for stop, of in by_stop.items() if of)
+            seeds = sorted(set.intersection(*(set(by_stop[stop]) for stop in steps))) if steps else []
+            lines = [
+                (column, values)
+                for column in table.compare
+                if (values := [_mean(column, [by_stop[stop][seed] for seed in seeds]) for stop in steps])
+                and all(map(math.isfinite, values))
+            ]
+            if len(steps) > 1 and lines:
+                words = f"{table.data}: what stands after some of the steps, mean over {len(seeds)} seeds."
+                found.append(Trend(f"Along the reverse steps: {whole.name}", words, steps, lines, axis="step"))
     return found
+
+
+def _mean(column: str, figures: Sequence[Mapping[str, Any]]) -> float:
+    """NaN where a cell has no such figure, or there is no cell."""
+    name, metric = column.split("/")
+    values = [of.get(name, {}).get(metric) for of in figures]
+    return unit(column) * fmean(values) if values and None not in values else math.nan
 
 
 def _same_but_for_stop(row: Row, whole: Row) -> bool:

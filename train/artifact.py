@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from infra.disk import sync
 from infra.errors import ArtifactError, ConfigError
-from infra.tables import Kind
+from infra.tables import HISTORY, Kind
 from train.checkpoint import (
     MANIFEST,
     file_digest,
@@ -47,6 +47,8 @@ from train.protocol import FieldSpec
 ARTIFACT_FORMAT = "logs2rec-model"
 FORMAT_VERSION = 1
 ITEM_FIELD = "__item__"
+_OF_ITEMS = ("item", HISTORY)
+"""The feature fields whose values are items: they have the items' vocabulary, and none of their own."""
 VOCABULARY_SCHEMA = pa.schema([("field", pa.string()), ("index", pa.int32()), ("key", pa.string())])
 _MODEL, _DESCRIPTION, _VOCABULARY = "model.safetensors", "model.json", "vocabulary.parquet"
 _REQUIRED = {_MODEL, _DESCRIPTION}
@@ -170,6 +172,15 @@ def load(path: str | Path) -> Loaded:
         metrics=about["metrics"],
         files=files,
     )
+
+
+def vocabulary_of(field: str) -> str:
+    """The name in a vocabulary's `field` column under which a feature field's values stand.
+
+    >>> vocabulary_of("history"), vocabulary_of("brand")
+    ('__item__', 'brand')
+    """
+    return ITEM_FIELD if field in _OF_ITEMS else field
 
 
 def item_vocabulary(path: str | Path) -> tuple[str, int]:

@@ -51,8 +51,12 @@ class FieldModel(nn.Module, ABC):
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """Binary cross-entropy, mean over the batch."""
-        bce = F.binary_cross_entropy_with_logits(self.logits(batch), batch.label_B, reduction="sum")
-        return LossParts({"bce": Term(bce, "samples")}, batch.counts)
+        return LossParts({"bce": Term(task_sum(self.logits(batch), batch), "samples")}, batch.counts)
+
+
+def task_sum(y_B: Tensor, batch: RankingBatch) -> Tensor:
+    """Binary cross-entropy of the batch's labels, summed."""
+    return F.binary_cross_entropy_with_logits(y_B, batch.label_B, reduction="sum")
 
 
 def perceptron(inputs: int, widths: Sequence[int], dropout: float) -> nn.Sequential:

@@ -271,18 +271,3 @@ class RankingModel(Protocol):
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B: log-odds of a positive label."""
         ...
-
-
-@runtime_checkable
-class Encodable(RankingModel, Protocol):
-    """A ranking model as f(h(x)), which is all that AsymDiffRec needs to wrap it."""
-
-    width: int
-
-    def encode(self, batch: RankingBatch) -> Tensor:
-        """h: z_BD, the representation that the head consumes."""
-        ...
-
-    def head(self, z_BD: Tensor) -> Tensor:
-        """f: y_B."""
-        ...

@@ -34,8 +34,8 @@ class RankingData:
     missing_N: Ints
     """Bit i set: field i is missing."""
     label_N: NDArray[np.float32]
-    user_N: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
-    """User id of each row; for evaluation, empty in training."""
+    user_N: NDArray[Any] = field(default_factory=lambda: np.empty(0, object))
+    """User id of each row, or a number for each; for evaluation, empty in training."""
     observed_N: NDArray[np.bool_] = field(default_factory=lambda: np.empty(0, bool))
     """Whether the label was logged; if not, the row is a sampled negative. Empty in training."""
     day_N: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))

@@ -31,7 +31,7 @@ _FREE = frozenset({
     "dropout", "embedding_dropout", "negatives", "pretrain_share", "align_share", "mse_weight", "recon_weight",
     "aux_weight", "stop_gradient", "max_length", "guidance", "guidance_drop", "prefixes", "ce_weight", "combine",
     "align", "align_loss", "independent", "sampler", "denoiser_start", "pretrain", "gem_weight", "ssm_weight",
-    "sharpness",
+    "sharpness", "rate", "beta", "weight", "drop_by", "count_missing",
 })  # fmt: skip
 """Settings that change how weights are learnt, or how much history is shown, but not what a weight means. What else
 they change (a table of positions, a stage's own encoder) shows in the tensors."""

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from train.diffusion.dropping import drop, drop_each
 from train.field_model import FieldModel
@@ -35,11 +34,6 @@ class Wrapped(nn.Module, ABC):
     @abstractmethod
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B. Put the model in eval mode before scoring."""
-
-
-def task_sum(y_B: Tensor, batch: RankingBatch) -> Tensor:
-    """Binary cross-entropy of the batch's labels, summed."""
-    return F.binary_cross_entropy_with_logits(y_B, batch.label_B, reduction="sum")
 
 
 def samples(sum_: Tensor, weight: float = 1.0) -> Term:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from infra.mlflow_store import quiet
 from infra.tables import FIRST_INDEX, Kind
-from train.artifact import ITEM_FIELD, Loaded, load
+from train.artifact import ITEM_FIELD, Loaded, load, vocabulary_of
 
 if TYPE_CHECKING:
     from mlflow.models import ModelSignature
@@ -80,7 +80,7 @@ def _impressions(loaded: Loaded) -> pd.DataFrame:
         if field.kind is Kind.NUMERIC:
             columns[field.name] = [field.mean, field.mean + field.std, None]
             continue
-        known, unknown = _keys(loaded, ITEM_FIELD if field.name == "item" else field.name)[:1], ["never seen before"]
+        known, unknown = _keys(loaded, vocabulary_of(field.name))[:1], ["never seen before"]
         if field.kind is Kind.MULTI:
             columns[field.name] = [known, unknown, None]
         else:

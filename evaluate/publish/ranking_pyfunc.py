@@ -26,7 +26,7 @@ import train
 from evaluate.publish.cells import left_padded, read
 from infra.errors import ArtifactError
 from infra.tables import PADDING, UNKNOWN, Kind
-from train.artifact import ITEM_FIELD
+from train.artifact import vocabulary_of
 from train.protocol import FieldSpec, RankingBatch
 
 _TYPES: dict[Kind, Array | DataType] = {
@@ -55,8 +55,7 @@ class RankingPyfunc(PythonModel):
         self.fields = loaded.fields
         self.index: dict[str, dict[str, int]] = {}
         for row in loaded.vocabulary.to_pylist():
-            field = "item" if row["field"] == ITEM_FIELD else row["field"]
-            self.index.setdefault(field, {})[row["key"]] = row["index"]
+            self.index.setdefault(row["field"], {})[row["key"]] = row["index"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One probability per row."""
@@ -75,7 +74,7 @@ class RankingPyfunc(PythonModel):
             cells = list(rows[spec.name]) if spec.name in rows.columns else [None] * count
             found = [read(cell, spec.kind) for cell in cells]
             missing_BN[:, position] = [value is None for value in found]
-            known = self.index.get(spec.name, {})
+            known = self.index.get(vocabulary_of(spec.name), {})
             if spec.kind is Kind.CATEGORICAL:
                 indices = [PADDING if value is None else known.get(value, UNKNOWN) for value in found]
                 categorical.append(np.array(indices, np.int64))

@@ -266,7 +266,8 @@ class TestWithLess:
 
     def test_every_scenario_has_every_figure_and_a_value_for_each_user(self, tmp_path):
         found = self.found(tmp_path)
-        names = [f"{p}_{r}" for p in ("at_random", "by_activity", "by_day") for r in (50, 75)]
+        names = [f"{p}_{r}" for p in ("at_random", "by_activity") for r in (50, 75)]
+        assert "by_day_50/auc" not in found.metrics, "all rows are of one day"
         for name in (*names, "without_colour", "without_price", "without_tags"):
             for metric in (
                 "auc",
@@ -297,11 +298,12 @@ class TestWithLess:
         assert not [name for name in found.metrics if "/" in name]
 
     def test_over_the_observed_rows_alone(self, tmp_path):
-        """All of cat's labels are made up; days and activity are still those of all rows."""
+        """All of cat's labels are made up; activity is still that of all rows."""
         found = self.found(tmp_path, sampled=(3, 6), patterns=("at_random",))
         assert found.everybody.tolist() == ["ann", "bob"]
         assert found.metrics["impressions"] == 5
         assert found.per_user["at_random_50/uauc"].shape == (2,)
+        assert math.isfinite(found.metrics["at_random_50/sampled_auc"])
 
 
 def test_a_sample_without_any_field_and_a_user_of_one_class(tmp_path):
@@ -312,4 +314,13 @@ def test_a_sample_without_any_field_and_a_user_of_one_class(tmp_path):
     assert found.user_auc.tolist() == [0.0]
     assert found.everybody.tolist() == ["ann", "bob"]
     assert found.per_user["uauc"].tolist() == pytest.approx([0.0, math.nan], nan_ok=True)
-    assert found.per_user["ndcg_at_5"][1] == 1
+    assert np.isnan(found.per_user["ndcg_at_5"][1]), "every order of one class is perfect"
+
+
+def test_observed_rows_of_one_class_say_nothing_of_order_or_calibration(tmp_path):
+    lake, version, fields = impressions(tmp_path, ROWS, sampled=(2, 3, 4))
+    found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, SETTINGS)
+    for name in ("auc", "uauc", "hr_at_5", "ndcg_at_5", "calibration_ratio", "calibration_error"):
+        assert math.isnan(found.metrics[name])
+    assert math.isfinite(found.metrics["sampled_auc"])
+    assert math.isfinite(found.metrics["log_loss"])

@@ -68,11 +68,35 @@ def test_one_seed_one_draw(many: RankingData, pattern: str) -> None:
 
 def test_whoever_has_fewer_samples_misses_more(many: RankingData) -> None:
     found = cells(removed("by_activity", 0.4, many, 0)).mean(axis=1)
-    quarter = np.digitize(activity(many), [0.25, 0.5, 0.75])
+    quarter = np.digitize(np.mean(activity(many), axis=0), [0.25, 0.5, 0.75])
     shares = [found[quarter == q].mean() for q in range(4)]
     # The integral of (1 - q)^1.5 over each quarter, times 4.
     by_hand = [4 * ((1 - a) ** 2.5 - (1 - b) ** 2.5) / 2.5 for a, b in pairwise((0, 0.25, 0.5, 0.75, 1))]
     assert shares == pytest.approx(by_hand, abs=0.03)
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize(
+    "users", [[0] * 4000, [*range(4000)], [*range(2000), *np.repeat(np.arange(2000), 1) + 5000] * 2]
+)
+def test_users_with_as_many_samples_lose_the_rate(users: list[int], rate: float) -> None:
+    data = sampled(users, [0] * len(users))
+    assert cells(removed("by_activity", rate, data, 0)).mean() == pytest.approx(rate, abs=0.01)
+
+
+def test_two_kinds_of_users() -> None:
+    """A third of the samples is of users with one, the rest of users with two: (1 - q)^1 from 0 to 1/3, then to 1."""
+    data = sampled([*range(1000), *np.repeat(np.arange(1000, 2000), 2)], [0] * 3000)
+    found = cells(removed("by_activity", 0.5, data, 0))
+    assert found[:1000].mean() == pytest.approx(5 / 6, abs=0.02)
+    assert found[1000:].mean() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_too_few_days_to_lose_some(many: RankingData) -> None:
+    settings = MissingnessSettings(rates=(0.5,), fields=False)
+    week = sampled([0] * 7, [*range(7)])
+    assert "by_day_50" in dict(scenarios(week, settings))
+    assert [*dict(scenarios(sampled([0] * 6, [*range(6)]), settings))] == ["at_random_50", "by_activity_50"]
 
 
 def test_a_field_is_gone_for_a_whole_day(many: RankingData) -> None:
@@ -85,8 +109,9 @@ def test_a_field_is_gone_for_a_whole_day(many: RankingData) -> None:
 
 def test_activity_by_hand() -> None:
     """Six samples: of a user with one, of one with two, of one with three."""
-    found = activity(sampled([0, 1, 1, 2, 2, 2], [0] * 6))
-    assert found.tolist() == pytest.approx([x / 12 for x in (1, 4, 4, 9, 9, 9)])
+    fewer, to = activity(sampled([0, 1, 1, 2, 2, 2], [0] * 6))
+    assert fewer.tolist() == pytest.approx([x / 6 for x in (0, 1, 1, 3, 3, 3)])
+    assert to.tolist() == pytest.approx([x / 6 for x in (1, 3, 3, 6, 6, 6)])
 
 
 def test_rows_are_drawn_some_at_a_time_and_the_same(many: RankingData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,14 +121,14 @@ def test_rows_are_drawn_some_at_a_time_and_the_same(many: RankingData, monkeypat
 
 
 def test_the_scenarios_keep_what_the_log_misses() -> None:
-    data = sampled([0, 0, 1], [0, 1, 1], missing=0b00110)
+    data = sampled([0, 0, 1] * 3, [*range(9)], missing=0b00110)
     settings = MissingnessSettings(rates=(0.2, 0.5), patterns=("by_day", "at_random"))
     found = dict(scenarios(data, settings))
     assert [*found] == [
         "by_day_20", "by_day_50", "at_random_20", "at_random_50", *(f"without_f{i}" for i in range(FIELDS)),
     ]  # fmt: skip
     assert all((bits & 0b00110 == 0b00110).all() for bits in found.values())
-    assert found["without_f3"].tolist() == [0b01110] * 3
+    assert found["without_f3"].tolist() == [0b01110] * 9
     assert [*dict(scenarios(data, MissingnessSettings(rates=(0.5,), patterns=(), fields=False)))] == []
 
 
@@ -121,6 +146,7 @@ def test_the_area_of_a_level_line_is_its_height(rates: list[float], height: floa
         ({"rates": [0.2, 0.2]}, "in ascending order"),
         ({"rates": [0.0]}, "greater than 0"),
         ({"rates": [1.0]}, "less than 1"),
+        ({"rates": [0.025, 0.5]}, "0.025 is no whole percent"),
         ({"patterns": ["by_day", "by_day"]}, "twice"),
         ({"patterns": ["by_night"]}, "at_random"),
     ],

@@ -87,7 +87,7 @@ def test_every_split_loses_what_the_pattern_removes(tmp_path: Path, logged: Logg
     found = planted(tmp_path, logged, rate=0.4, pattern=pattern, seed=2)
     for number, split in enumerate(ALL):
         own = logged.data[split]
-        gone = removed(pattern, 0.4, own, 6 + number)
+        gone = removed(pattern, 0.4, own, 2, stream=1 + number)
         assert (found[split].missing_N == own.missing_N | gone).all()
         left = (gone >> 2 & 1) == 0
         lengths = np.diff(found[split].multi[0].offsets)

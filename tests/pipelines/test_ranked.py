@@ -50,7 +50,7 @@ def test_trained_once_and_evaluated_as_often_as_asked(
     assert (summary["seed"], summary["epochs"], summary["training"]["workers"]) == (3, 2, 2)
     assert (summary["planting"]["rate"], summary["planting"]["seed"]) == (0.3, 3)
     assert summary["samples"] == {"train": 60, "valid": 60, "test": 60}
-    assert {"as_planted", "at_random_50", "by_day_50", "by_activity", "without_price"} <= set(summary)
+    assert {"as_planted", "at_random_50", "by_activity", "without_price"} <= set(summary)
     assert 0 <= summary["as_planted"]["auc"] <= 1
     assert first.users["at_random_50"].tolist() == sorted({f"u{i}" for i in range(12)})
     for name in ("as_planted/auc", "at_random_50/uauc", "at_random/auc_area"):

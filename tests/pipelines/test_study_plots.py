@@ -51,24 +51,27 @@ class TestSpheres:
 class TestAlongTheSteps:
     def drawn(self, folder: Path, figures: dict[str, list[float]]) -> list[Trend]:
         def measured(row: Row) -> list[dict[str, Any]]:
-            return [{"figures": {"all_items": {"hr_at_50": value}}} for value in figures.get(row.name, [])]
+            values = enumerate(figures.get(row.name, []))
+            return [{"seed": s, "figures": {"all_items": {"hr_at_50": v}} if v >= 0 else {}} for s, v in values]
 
         tables = resolved(folder, ROWS, columns=["all_items/hr_at_50"], compare=["all_items/hr_at_50"])
         return [plot for plot in study_plots.plots(tables, measured) if "reverse steps" in plot.title]
 
     def test_the_mean_of_the_seeds_in_percent_in_the_order_of_the_steps(self, tmp_path: Path) -> None:
-        figures = {"dimerec": [0.5, 0.4], "after 8": [0.1], "after 31": [0.2, 0.3], "one pass": [0.9], "sasrec": [0.4]}
+        figures = {"dimerec": [0.5, 0.4, 0.9], "after 8": [0.1, 0.3], "after 31": [0.2, 0.3], "one pass": [0.9],
+                   "sasrec": [0.4]}  # fmt: skip
         (plot,) = self.drawn(tmp_path, figures)
         assert plot.title == "Along the reverse steps: dimerec"
         assert (plot.axis, plot.epochs) == ("step", [8, 31, 32])
         ((name, values),) = plot.lines
         assert name == "all_items/hr_at_50"
-        assert values == pytest.approx([10, 25, 45])
+        assert values == pytest.approx([20, 25, 45])  # of the two seeds that all have
 
     def test_nothing_of_rows_that_were_not_measured(self, tmp_path: Path) -> None:
         assert self.drawn(tmp_path, {"dimerec": [0.5], "one pass": [0.9]}) == []
         (plot,) = self.drawn(tmp_path, {"dimerec": [0.5], "after 8": [0.9]})
         assert plot.epochs == [8, 32]
+        assert self.drawn(tmp_path, {"dimerec": [0.5], "after 8": [-1]}) == [], "a cell without the figure"
 
 
 class TestLosses:

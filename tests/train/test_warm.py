@@ -22,10 +22,12 @@ from train import artifact, trainer
 from train.configs import (
     ADRecConfig,
     AsymDiffRecConfig,
+    ContrastiveConfig,
     DimeRecConfig,
     DNNConfig,
     MINDConfig,
     ModelConfig,
+    MultVAEConfig,
     PopularityConfig,
     SASRecConfig,
 )
@@ -143,6 +145,9 @@ class TestWhatIsTakenOver:
                     "base": RANKER.model_copy(update={"dropout": 0.5}),
                 },
             ),
+            (WRAPPED, {"drop_by": "missing_rate", "count_missing": False}),
+            (MultVAEConfig(base=RANKER), {"rate": 0.5, "beta": 0.1}),
+            (ContrastiveConfig(base=RANKER), {"rate": 0.5, "weight": 2.0}),
         ],
         ids=lambda value: value.model if isinstance(value, Settings) else "",
     )  # fmt: skip

@@ -24,17 +24,17 @@ def drop(
     """
     batch, fields = missing_BN.shape
     device = generator.device
-    there_BN = ~missing_BN.to(device)
-    there_B = there_BN.sum(dim=1) if not counted else torch.full((batch,), fields, device=device)
-    steps_B = (torch.rand(batch, generator=generator, device=device) * (there_B + 1)).long()
+    gone_BN = None if counted else missing_BN.to(device)
+    most_B = fields if gone_BN is None else fields - gone_BN.sum(dim=1)
+    steps_B = (torch.rand(batch, generator=generator, device=device) * (most_B + 1)).long()
     # A permutation by weights w: the order of E_n / w_n, E_n exponential (Efraimidis and Spirakis, 2006).
     turn_BN = torch.rand(batch, fields, generator=generator, device=device).log().neg()
     if weight_N is not None:
         weight_N = weight_N.to(device)
         last = 1e30 * (weight_N == 0)
         turn_BN = turn_BN / weight_N.where(weight_N > 0, 1) + last * turn_BN
-    if not counted:
-        turn_BN = turn_BN.masked_fill(~there_BN, torch.inf)
+    if gone_BN is not None:
+        turn_BN = turn_BN.masked_fill(gone_BN, torch.inf)
     place_BN = turn_BN.argsort(dim=1).argsort(dim=1)
     return missing_BN | (place_BN < steps_B[:, None]).to(missing_BN.device)
 

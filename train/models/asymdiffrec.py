@@ -21,15 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from train.diffusion.dropping import drop
+from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import AsymDiffRecConfig
-from train.wrapped import Wrapped, samples, task_sum, two_layers
+from train.wrapped import Wrapped, samples, two_layers
 
 
 class AsymDiffRec(Wrapped):
-    """The wrapper; the base only shows its `encode`, `head` and `width`."""
-
-    weight_N: Tensor | None
+    """The wrapper; of the base it takes `encode`, `head` and `width`."""
 
     def __init__(self, config: AsymDiffRecConfig, fields: Sequence[FieldSpec]) -> None:
         super().__init__(config, fields)
@@ -37,7 +36,7 @@ class AsymDiffRec(Wrapped):
         self.reverse = two_layers(len(fields) + self.base.width, config.hidden, self.base.width)
         self.own_head = None if config.shared_head else nn.Linear(self.base.width, 1)
         rates_N = torch.tensor([spec.missing_rate for spec in fields])
-        self.register_buffer("weight_N", rates_N if config.drop_by == "missing_rate" else None, persistent=False)
+        self.weight_N = rates_N if config.drop_by == "missing_rate" else None  # no buffer: it stays with the generator
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """L_main on the sample as logged, L_recon and L_aux on the sample with dropped fields.

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from train.diffusion.gaussian import draw_noise
+from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 from train.ranking_configs import AutoencoderShape, CDAEConfig, MultVAEConfig
-from train.wrapped import Wrapped, dropped, samples, task_sum
+from train.wrapped import Wrapped, dropped, samples
 
 
 class FieldAutoencoder(Wrapped):
@@ -45,10 +46,8 @@ class FieldAutoencoder(Wrapped):
         """The task on the sample as logged, the restored vectors, and the task on them."""
         e_BNW = self.base.fields(batch)
         holed = dropped(batch, self.shape.rate, generator)
-        restored_BNW, own = self._restored(holed, generator)
-        there_BN = ~batch.missing_BN
-        error_BN = (restored_BNW - e_BNW.detach()).square().mean(dim=2) * there_BN
-        filled_BNW = torch.where(holed.missing_BN[..., None], restored_BNW, self.base.fields(holed))
+        restored_BNW, filled_BNW, own = self._restored(holed, generator)
+        error_BN = (restored_BNW - e_BNW.detach()).square().mean(dim=2) * ~batch.missing_BN
         terms = {
             "main": samples(task_sum(self.base.head(self.base.encode_fields(e_BNW, batch)), batch)),
             "recon": samples(error_BN.mean(dim=1).sum(), self.shape.recon_weight),
@@ -60,14 +59,17 @@ class FieldAutoencoder(Wrapped):
 
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B = f(h(v)). Put the model in eval mode before scoring."""
-        restored_BNW, _ = self._restored(batch, None)
-        filled_BNW = torch.where(batch.missing_BN[..., None], restored_BNW, self.base.fields(batch))
+        _, filled_BNW, _ = self._restored(batch, None)
         return self.base.head(self.base.encode_fields(filled_BNW, batch))
 
-    def _restored(self, batch: RankingBatch, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Term]]:
+    def _restored(
+        self, batch: RankingBatch, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, dict[str, Term]]:
+        """(e', v, terms of the code), each vector (B, N, W)."""
         e_BNW = self.base.fields(batch)
         c_BC, own = self.code(torch.cat([e_BNW.flatten(1), batch.missing_BN.to(e_BNW.dtype)], dim=1), generator)
-        return self.decode(c_BC).view_as(e_BNW), own
+        restored_BNW = self.decode(c_BC).view_as(e_BNW)
+        return restored_BNW, torch.where(batch.missing_BN[..., None], restored_BNW, e_BNW), own
 
 
 class CDAE(FieldAutoencoder):

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import ContrastiveConfig
-from train.wrapped import Wrapped, dropped, samples, task_sum
+from train.wrapped import Wrapped, dropped, samples
 
 
 class Contrastive(Wrapped):
@@ -32,7 +33,8 @@ class Contrastive(Wrapped):
         """The task on the sample as logged, and the views."""
         a_BD, b_BD = (F.normalize(self._view(batch, generator), dim=1) for _ in range(2))
         own_B = torch.arange(len(a_BD), device=a_BD.device)
-        views = F.cross_entropy(a_BD @ b_BD.T / self.config.temperature, own_B, reduction="sum")
+        cosine_BB = (a_BD @ b_BD.T).float()  # over a temperature, half precision would show
+        views = F.cross_entropy(cosine_BB / self.config.temperature, own_B, reduction="sum")
         terms = {
             "main": samples(task_sum(self.base.logits(batch), batch)),
             "self": samples(views, self.config.weight),

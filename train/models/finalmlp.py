@@ -36,8 +36,8 @@ class Gate(nn.Module):
         )
 
     def forward(self, e_BNW: Tensor) -> Tensor:
-        """Factors (B, C), of a learned context (C,)."""
-        context = e_BNW[:, self.at].flatten(1) if self.learned_W is None else self.learned_W
+        """Factors (B, C), of a learned context (1, C): a module may not be given a leaf (train.step counts FLOPs)."""
+        context = e_BNW[:, self.at].flatten(1) if self.learned_W is None else self.learned_W[None]
         return 2 * torch.sigmoid(self.layers(context))
 
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
+from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import LatentDiffusionConfig
-from train.wrapped import Wrapped, samples, task_sum, two_layers
+from train.wrapped import Wrapped, samples, two_layers
 
 STEP_WIDTH = 16
 

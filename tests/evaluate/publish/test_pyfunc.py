@@ -23,8 +23,9 @@ from evaluate.publish.ranking_pyfunc import RankingPyfunc
 from evaluate.publish.registry import query_in_clean_process
 from evaluate.publish.retrieval_pyfunc import RetrievalModel
 from infra.errors import UsageError
+from infra.tables import Kind
 from tests.evaluate.publish.conftest import FIELDS, save
-from train.protocol import RankingBatch, SequenceBatch
+from train.protocol import FieldSpec, RankingBatch, SequenceBatch
 
 
 def opened(model: Any, artifact: Any) -> Any:
@@ -257,6 +258,25 @@ def test_only_some_kinds_of_fields(tmp_path):
         found = served.predict(None, pd.DataFrame([FULL, {}], dtype=object))["probability"]
         assert found.between(0, 1).all()
         assert found[0] != found[1]
+
+
+def test_a_history_is_of_items(tmp_path):
+    """Its values stand in the vocabulary under the items, not under its own name."""
+    fields = (FIELDS[1], FieldSpec("history", Kind.MULTI, 6))
+    path = save(tmp_path / "m", "din", fields=fields)
+    served, model = opened(RankingPyfunc(), path), train.load(path).model
+    sent = [{"item": "7", "history": past} for past in (["a", "b"], ["b", "d"], ["zzz"], [], None)]
+    batch = RankingBatch(
+        categorical_BF=torch.full((5, 1), 4), numeric_BG=torch.zeros(5, 0),
+        multi=(torch.tensor([[2, 3], [3, 5], [1, 0], [0, 0], [0, 0]]),),
+        missing_BN=torch.tensor([[False, False]] * 4 + [[False, True]]), label_B=torch.zeros(5),
+    )  # fmt: skip
+    with torch.no_grad():
+        meant = torch.sigmoid(model.logits(batch).double()).tolist()
+    found = served.predict(None, pd.DataFrame(sent, dtype=object))["probability"].tolist()
+    assert found == pytest.approx(meant, abs=1e-6)
+    assert len({round(p, 6) for p in found}) == 5
+    assert package(path).example["history"][0] == ["a"]
 
 
 @pytest.fixture(scope="session")
