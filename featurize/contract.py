@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from featurize.streams import MAX_LINE_BYTES
 from featurize.values import text
 from infra.config import Settings
-from infra.tables import HISTORY, Kind
+from infra.tables import Kind
 
 FileFormat = Literal["json", "csv", "parquet"]
 
@@ -190,7 +190,7 @@ class Contract(Settings):
             raise ValueError("context: without targets every type is one; name the targets")
         if self.type.constant is not None and self.targets and self.type.constant not in self.targets:
             raise ValueError(f"targets: every event is of type {self.type.constant!r} (type.constant)")
-        if reserved := {"user", "item", HISTORY} & set(names):
+        if reserved := {"user", "item"} & set(names):
             raise ValueError(f"fields: {sorted(reserved)} are added by themselves; rename the field")
         if len(names) > 60:
             raise ValueError("fields: at most 60 (the missing mask has 62 bits, user and item take two)")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,8 +47,6 @@ from train.protocol import FieldSpec
 ARTIFACT_FORMAT = "logs2rec-model"
 FORMAT_VERSION = 1
 ITEM_FIELD = "__item__"
-_OF_ITEMS = ("item", HISTORY)
-"""The feature fields whose values are items: they have the items' vocabulary, and none of their own."""
 VOCABULARY_SCHEMA = pa.schema([("field", pa.string()), ("index", pa.int32()), ("key", pa.string())])
 _MODEL, _DESCRIPTION, _VOCABULARY = "model.safetensors", "model.json", "vocabulary.parquet"
 _REQUIRED = {_MODEL, _DESCRIPTION}
@@ -174,13 +172,15 @@ def load(path: str | Path) -> Loaded:
     )
 
 
-def vocabulary_of(field: str) -> str:
-    """The name in a vocabulary's `field` column under which a feature field's values stand.
+def vocabulary_of(field: str, names: Container[str]) -> str:
+    """The name in a vocabulary's `field` column under which a feature field's values stand, `names` being all there.
 
-    >>> vocabulary_of("history"), vocabulary_of("brand")
+    Those of `item` and of `samples.history` are items; a contract's own field of the name history has a vocabulary.
+
+    >>> vocabulary_of("history", {"__item__", "brand"}), vocabulary_of("brand", {"__item__", "brand"})
     ('__item__', 'brand')
     """
-    return ITEM_FIELD if field in _OF_ITEMS else field
+    return ITEM_FIELD if field == "item" or (field == HISTORY and field not in names) else field
 
 
 def item_vocabulary(path: str | Path) -> tuple[str, int]:

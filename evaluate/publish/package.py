@@ -76,11 +76,12 @@ def _histories(loaded: Loaded) -> pd.DataFrame:
 def _impressions(loaded: Loaded) -> pd.DataFrame:
     """A row of known values, one of unknown ones, and one with every field missing."""
     columns: dict[str, list[Any]] = {}
+    names = set(loaded.vocabulary["field"].to_pylist()) if loaded.vocabulary is not None else set()
     for field in loaded.fields:
         if field.kind is Kind.NUMERIC:
             columns[field.name] = [field.mean, field.mean + field.std, None]
             continue
-        known, unknown = _keys(loaded, vocabulary_of(field.name))[:1], ["never seen before"]
+        known, unknown = _keys(loaded, vocabulary_of(field.name, names))[:1], ["never seen before"]
         if field.kind is Kind.MULTI:
             columns[field.name] = [known, unknown, None]
         else:

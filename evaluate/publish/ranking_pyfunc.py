@@ -74,7 +74,7 @@ class RankingPyfunc(PythonModel):
             cells = list(rows[spec.name]) if spec.name in rows.columns else [None] * count
             found = [read(cell, spec.kind) for cell in cells]
             missing_BN[:, position] = [value is None for value in found]
-            known = self.index.get(vocabulary_of(spec.name), {})
+            known = self.index.get(vocabulary_of(spec.name, self.index), {})
             if spec.kind is Kind.CATEGORICAL:
                 indices = [PADDING if value is None else known.get(value, UNKNOWN) for value in found]
                 categorical.append(np.array(indices, np.int64))

@@ -24,7 +24,7 @@ from evaluate.publish.registry import query_in_clean_process
 from evaluate.publish.retrieval_pyfunc import RetrievalModel
 from infra.errors import UsageError
 from infra.tables import Kind
-from tests.evaluate.publish.conftest import FIELDS, save
+from tests.evaluate.publish.conftest import FIELDS, KEYS, save, vocabulary
 from train.protocol import FieldSpec, RankingBatch, SequenceBatch
 
 
@@ -277,6 +277,11 @@ def test_a_history_is_of_items(tmp_path):
     assert found == pytest.approx(meant, abs=1e-6)
     assert len({round(p, 6) for p in found}) == 5
     assert package(path).example["history"][0] == ["a"]
+
+    own = save(tmp_path / "own", "dnn", fields=fields, vocabulary=vocabulary([*KEYS, ("history", 2, "long ago")]))
+    served = opened(RankingPyfunc(), own)
+    probability = served.predict(None, pd.DataFrame({"history": [["long ago"], ["a"], ["zzz"]]}))["probability"]
+    assert probability[0] != probability[1] == probability[2], "a contract's own field of that name"
 
 
 @pytest.fixture(scope="session")
