@@ -21,7 +21,7 @@ _TICKS = 4  # steps of the epochs' axis at most
 
 @dataclass(frozen=True)
 class Trend:
-    """Small plots under a heading, one per line, over common epochs in ascending order; `marked` is pointed out.
+    """Small plots under a heading, one per line, over common epochs in ascending order; `marked` is pointed out (-1: none).
 
     `axis`: what the epochs are, if something else.
     """
@@ -30,7 +30,7 @@ class Trend:
     explanation: str
     epochs: Sequence[int]
     lines: Sequence[tuple[str, Sequence[float]]]
-    marked: int = 0
+    marked: int = -1
     axis: str = "epoch"
 
 
