@@ -21,7 +21,7 @@ _TICKS = 4  # steps of the epochs' axis at most
 
 @dataclass(frozen=True)
 class Trend:
-    """Small plots under a heading, one per line, over common epochs in ascending order; `marked` is pointed out (-1: none).
+    """Small plots under a heading, one per line, over common ascending epochs; `marked` is pointed out (-1: none).
 
     `axis`: what the epochs are, if something else.
     """
