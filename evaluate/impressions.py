@@ -97,8 +97,7 @@ def _measured(
     data: RankingData, probability_N: Floats, settings: ImpressionSettings
 ) -> tuple[NDArray[np.generic], dict[str, float], dict[str, Floats]]:
     """(users, figures, values per user) of the observed rows."""
-    observed = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
-    label_N, score_N, user_N = observed
+    label_N, score_N, user_N = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
     everybody, own_U = user_auc(label_N, score_N, user_N)
     lists = list_metrics(label_N, score_N, user_N, settings.ks)[1]
     per_user = {
@@ -107,10 +106,10 @@ def _measured(
         # Of a user without a negative every list is perfect, whatever the model.
         **{name: np.where(np.isnan(own_U), np.nan, value_U) for name, value_U in lists.items()},
     }
-    whole, both = auc(label_N, score_N), 0 < label_N.sum() < len(label_N)
+    both = 0 < label_N.sum() < len(label_N)
     metrics = {
         **{name: mean(value_U[~np.isnan(value_U)]) for name, value_U in per_user.items()},
-        "auc": whole,
+        "auc": auc(label_N, score_N),  # to the last bit, which the mean is not
         "log_loss": log_loss(label_N, score_N),
         "calibration_ratio": calibration_ratio(label_N, score_N) if both else float("nan"),
         "calibration_error": calibration_error(label_N, score_N) if both else float("nan"),

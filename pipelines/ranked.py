@@ -17,14 +17,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluate.settings import ImpressionSettings, MissingnessSettings
-from infra.config import apply_override, parse, read_yaml
-from infra.errors import UsageError
+from infra.config import parse, read_yaml
 from infra.tables import FIELDS
 from pipelines import planted_samples
 from pipelines.planted_samples import LoggedSamples, Planting
 from pipelines.progress import Progress
 from pipelines.recipe import RankingModelRun
-from pipelines.workbench import Outputs, Replication, figure, workbench
+from pipelines.workbench import Outputs, Replication, figure, section, workbench
 
 if TYPE_CHECKING:
     from evaluate.impressions import ImpressionResult
@@ -71,13 +70,7 @@ def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = No
 
     Raises UsageError for a model without a section, ConfigError naming each wrong setting.
     """
-    found = dict(sections())
-    if model not in found:
-        raise UsageError(f"--model {model!r}: choose one of {', '.join(found)}")
-    section = found[model]
-    for override in overrides:
-        apply_override(section, override)
-    settings = parse(section, RankedModel, where=f"{SETTINGS.name}: {model}")
+    settings = parse(section(SETTINGS, model, overrides), RankedModel, where=f"{SETTINGS.name}: {model}")
     return settings if seed is None else settings.seeded(seed)
 
 

@@ -18,15 +18,21 @@ from rich.table import Table
 
 from evaluate.settings import RetrievalSettings
 from featurize.vocabularies import hash_of
-from infra.config import Settings, apply_override, parse, read_yaml
-from infra.errors import UsageError
+from infra.config import Settings, parse
 from infra.ledger import Published
 from infra.tables import FIRST_INDEX, SEQUENCES
 from pipelines import published_split, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import AS_OF, PublishedSplit
 from pipelines.recipe import SequenceModelRun
-from pipelines.workbench import Outputs, Replication, Workbench, figure, workbench
+from pipelines.workbench import (
+    Outputs,
+    Replication,
+    Workbench,
+    figure,
+    section,
+    workbench,
+)
 from train.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -95,14 +101,9 @@ def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = No
 
     Raises UsageError for a model without a section, ConfigError naming each wrong setting.
     """
-    sections = read_yaml(SETTINGS)
-    if model not in sections:
-        raise UsageError(f"--model {model!r}: choose one of {', '.join(sections)}")
-    section = sections[model]
     seeds = [] if seed is None else [f"{place}.seed={seed}" for place in ("training", "evaluation")]
-    for override in (*overrides, *seeds):
-        apply_override(section, override)
-    return parse(section, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
+    found = section(SETTINGS, model, [*overrides, *seeds])
+    return parse(found, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
 
 
 def replicate(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.cluster import RaySettings, cluster
+from infra.config import apply_override, read_yaml
+from infra.errors import UsageError
 from infra.lake import Lake
 from infra.ledger import Ledger, Published, key_of
 from infra.lock import WorkspaceLock
@@ -127,6 +129,17 @@ def workbench(
         stack.callback(lock.release)
         lock.hold(f"replicate {model}")
         yield Workbench(model, date, run, workspace, Ledger(Lake(workspace / "lake")), progress)
+
+
+def section(file: Path, model: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """A model's section of a settings file with its overrides (`config.width=64`); UsageError where there is none."""
+    sections = read_yaml(file)
+    if model not in sections:
+        raise UsageError(f"--model {model!r}: choose one of {', '.join(sections)}")
+    found: dict[str, Any] = sections[model]
+    for override in overrides:
+        apply_override(found, override)
+    return found
 
 
 def figure(mean: float) -> float | None:

@@ -23,7 +23,7 @@ from train.ranking_configs import (
     FinalMLPConfig,
     LatentDiffusionConfig,
     MultVAEConfig,
-)  # fmt: skip
+)
 
 
 class PopularityConfig(Architecture):

@@ -25,6 +25,7 @@ class FieldModel(nn.Module, ABC):
 
     width: int
     """D."""
+    out: nn.Linear
 
     def __init__(
         self, config: FieldShape, fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})
@@ -41,9 +42,10 @@ class FieldModel(nn.Module, ABC):
     def encode_fields(self, v_BNW: Tensor, batch: RankingBatch) -> Tensor:
         """h of the fields' vectors, which may be others than `fields` has of the batch."""
 
-    @abstractmethod
     def head(self, z_BD: Tensor) -> Tensor:
-        """f: y_B."""
+        """f: y_B; the layer `out`, unless a model says otherwise."""
+        y_B: Tensor = self.out(z_BD)[:, 0]
+        return y_B
 
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B = f(h(x)). Put the model in eval mode before scoring."""

@@ -31,9 +31,9 @@ class Wrapped(nn.Module, ABC):
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The model's terms, each a mean over the batch."""
 
-    @abstractmethod
     def logits(self, batch: RankingBatch) -> Tensor:
-        """y_B. Put the model in eval mode before scoring."""
+        """y_B; the base's, unless a model says otherwise. Put the model in eval mode before scoring."""
+        return self.base.logits(batch)
 
 
 def samples(sum_: Tensor, weight: float = 1.0) -> Term:

@@ -19,6 +19,7 @@ import torch
 
 from evaluate.metrics.diversity import ItemCategories
 from infra.cluster import RaySettings, cluster
+from infra.config import read_yaml
 from infra.errors import ConfigError, UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX
@@ -182,7 +183,7 @@ def test_two_workers_train_it_once(data: Path, tmp_path: Path, monkeypatch: pyte
 
 
 class TestSettings:
-    @pytest.mark.parametrize("model", steering.read_yaml(steering.SETTINGS))
+    @pytest.mark.parametrize("model", read_yaml(steering.SETTINGS))
     def test_every_section_is_valid(self, model: str) -> None:
         settings = settings_of(model, seed=9)
         assert (settings.training.seed, settings.evaluation.seed) == (9, 9)

@@ -17,6 +17,7 @@ Shapes: B samples, N fields, W embedding width, C width of the code.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -38,9 +39,9 @@ class FieldAutoencoder(Wrapped):
         self.inputs = self.base.flat + len(fields)
         self.decode = nn.Linear(config.code, self.base.flat)
 
+    @abstractmethod
     def code(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Term]]:
         """c_BC of [e; s], drawn if there is a generator, and terms of the loss that are the code's own."""
-        raise NotImplementedError
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The task on the sample as logged, the restored vectors, and the task on them."""

@@ -41,10 +41,6 @@ class Contrastive(Wrapped):
         }
         return LossParts(terms, batch.counts)
 
-    def logits(self, batch: RankingBatch) -> Tensor:
-        """The base's."""
-        return self.base.logits(batch)
-
     def _view(self, batch: RankingBatch, generator: torch.Generator) -> Tensor:
         view_BD: Tensor = self.project(self.base.encode(dropped(batch, self.config.rate, generator)))
         return view_BD

@@ -36,10 +36,6 @@ class DCNv2(FieldModel):
             x_BC = torch.addcmul(x_BC, x0_BC, cross(x_BC))
         return torch.cat([x_BC, self.mlp(x0_BC)], dim=1)
 
-    def head(self, z_BD: Tensor) -> Tensor:
-        """f: y_B."""
-        return self.out(z_BD)[:, 0]
-
 
 def _matrix(width: int, rank: int | None) -> nn.Module:
     """W_l x + b_l."""

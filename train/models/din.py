@@ -50,10 +50,6 @@ class DIN(FieldModel):
         z_BD: Tensor = self.mlp(torch.cat(fields, dim=1))
         return z_BD
 
-    def head(self, z_BD: Tensor) -> Tensor:
-        """f: y_B."""
-        return self.out(z_BD)[:, 0]
-
     def _read(self, item_BW: Tensor, batch: RankingBatch) -> Tensor:
         """v_history; zeros of an empty one."""
         e_BKW, real_BK = values(self.fields.table(self.behaviour), batch.multi[self.multi_at])

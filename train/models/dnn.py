@@ -29,7 +29,3 @@ class DNN(FieldModel):
         """h: z_BD."""
         z_BD: Tensor = self.mlp(v_BNW.flatten(1))
         return z_BD
-
-    def head(self, z_BD: Tensor) -> Tensor:
-        """f: y_B."""
-        return self.out(z_BD)[:, 0]

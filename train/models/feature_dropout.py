@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import FeatureDropoutConfig
@@ -25,7 +24,3 @@ class FeatureDropout(Wrapped):
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The base's own, on the dropped sample."""
         return self.base.loss(dropped(batch, self.rate, generator), generator)
-
-    def logits(self, batch: RankingBatch) -> Tensor:
-        """The base's."""
-        return self.base.logits(batch)
