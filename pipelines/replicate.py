@@ -75,6 +75,11 @@ class ReplicatedModel(SequenceModelRun):
     fit: Fit | None = None
     """Null: `training` as it stands."""
 
+    def seeded(self, seed: int) -> ReplicatedModel:
+        """With this seed of training, and of the noise at inference."""
+        training, evaluation = (part.model_copy(update={"seed": seed}) for part in (self.training, self.evaluation))
+        return self.model_copy(update={"training": training, "evaluation": evaluation})
+
     def for_split(self, split: PublishedSplit) -> ReplicatedModel:
         """With the training that `fit` comes to on this split."""
         if self.fit is None:
@@ -101,9 +106,8 @@ def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = No
 
     Raises UsageError for a model without a section, ConfigError naming each wrong setting.
     """
-    seeds = [] if seed is None else [f"{place}.seed={seed}" for place in ("training", "evaluation")]
-    found = section(SETTINGS, model, [*overrides, *seeds])
-    return parse(found, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
+    settings = parse(section(SETTINGS, model, overrides), ReplicatedModel, where=f"{SETTINGS.name}: {model}")
+    return settings if seed is None else settings.seeded(seed)
 
 
 def replicate(

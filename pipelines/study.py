@@ -1,6 +1,6 @@
 """Steers a study: every cell of a plan that is not measured yet, then the page. No maths.
 
-A cell is one model trained with one seed on one split, evaluated in one way. It is published when its folder has its
+A cell is one model trained with one seed on some data, evaluated in one way. It is published when its folder has its
 name; whatever was killed before is done again by the next run, training from its last checkpoint. Seeds are the outer
 loop, so a study that is stopped early has every row once rather than one row often. Two studies may work in one
 folder: a training that the other is at is passed over.
@@ -27,10 +27,10 @@ from rich.table import Table as Printed
 from evaluate.publish.report import write_text
 from evaluate.publish.study_page import Study, column_name, render
 from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
-from pipelines import published_split, replicate, split_categories
+from pipelines import split_categories
 from pipelines.progress import Progress
-from pipelines.published_split import PublishedSplit
 from pipelines.study_cells import Cells
+from pipelines.study_kinds import KINDS, Kind, Subject
 from pipelines.study_plan import Cell, StudyPlan, read, resolve, selected
 from pipelines.study_results import Results, as_json
 from pipelines.workbench import Replication
@@ -60,17 +60,17 @@ def study(plan_file: Path, out: Path, only: Sequence[str], progress: Progress, p
     the others; what it said is in the outcome.
     """
     plan = read(plan_file)
-    splits = _splits(plan_file, plan)
-    tables = resolve(plan_file, plan, splits)
+    subjects = _subjects(plan_file, plan)
+    tables = resolve(plan_file, plan, subjects)
     chosen = selected(tables, list(only))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{out}: cannot be made ({error.strerror}); choose another --out") from None
     cells = Cells(out)
-    results = Results(plan, tables, splits, cells)
+    results = Results(plan, tables, subjects, cells)
     outcome = Outcome(page=str(out / PAGE))
-    steering = _Steering(out, cells, splits, progress, outcome)
+    steering = _Steering(out, KINDS[plan.kind], cells, subjects, progress, outcome)
     for label, cell in _wanted(plan, results, chosen) if not page_only else ():
         if steering.measure(label, cell):
             _write(results, out)
@@ -78,18 +78,18 @@ def study(plan_file: Path, out: Path, only: Sequence[str], progress: Progress, p
     return outcome
 
 
-def _splits(plan_file: Path, plan: StudyPlan) -> dict[str, PublishedSplit]:
-    """Each split, read once: a file that changes while the study goes on changes no cell."""
+def _subjects(plan_file: Path, plan: StudyPlan) -> dict[str, Subject]:
+    """Each, read once: a file that changes while the study goes on changes no cell."""
     for name, folder in plan.data.items():
         if not folder.is_dir():
             raise ConfigError(f"{plan_file}: data.{name}: {folder}: no such folder (seen from the working directory)")
-    splits = {name: published_split.read(folder) for name, folder in plan.data.items()}
+    subjects = {name: KINDS[plan.kind].read(folder) for name, folder in plan.data.items()}
     for name, path in plan.categories.items():
         try:
-            splits[name] = split_categories.joined(splits[name], path)
+            subjects[name] = split_categories.joined(subjects[name], path)
         except UsageError as error:
             raise ConfigError(f"{plan_file}: categories.{name}: {error}") from None
-    return splits
+    return subjects
 
 
 def _wanted(plan: StudyPlan, results: Results, chosen: Sequence[str]) -> Iterator[tuple[str, Cell]]:
@@ -106,8 +106,9 @@ def _wanted(plan: StudyPlan, results: Results, chosen: Sequence[str]) -> Iterato
 @dataclass
 class _Steering:
     out: Path
+    kind: Kind
     cells: Cells
-    splits: Mapping[str, PublishedSplit]
+    subjects: Mapping[str, Subject]
     progress: Progress
     outcome: Outcome
     stopped: dict[str, str] = field(default_factory=dict)
@@ -140,7 +141,7 @@ class _Steering:
         if cell.training_key in self.stopped:
             raise TrainingError(self.stopped[cell.training_key])
         workspace = self.out / "work" / cell.training_key
-        return replicate.on_split(cell.settings.label, self.splits[cell.data], cell.settings, workspace, self.progress)
+        return self.kind.on(cell.settings.label, self.subjects[cell.data], cell.settings, workspace, self.progress)
 
 
 def _write(results: Results, out: Path) -> Study:

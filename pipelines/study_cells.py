@@ -2,7 +2,7 @@
 
 cell.json       key parts in plain text, figures, cost, date, revision
 users.parquet   a row per user in the order of the split's file: `user`, and every per-user metric as "set/metric";
-                null where the candidate set leaves the user out
+                null where the set leaves the user out, or the user has no such figure
 MANIFEST.json   sizes and hashes of the two
 
 A folder is written under another name, synced and renamed: it is there whole or not at all. Of two studies that
@@ -63,7 +63,7 @@ class Cells:
             raise ArtifactError(f"{error}; remove {path}, and the cell is made again") from None
 
     def per_user(self, cells: Sequence[Cell], metric: str) -> NDArray[np.float64]:
-        """Values (S, B) of "set/metric", a row per cell; without the users that the candidate set leaves out.
+        """Values (S, B) of "set/metric", a row per cell; without the users that have none.
 
         ArtifactError if the cells are not of the same users in the same order.
         """
@@ -105,13 +105,13 @@ def _description(cell: Cell, found: Replication) -> dict[str, Any]:
 
 
 def _users(found: Replication) -> pa.Table:
-    """Metrics of every candidate set on the users of the largest, which holds everybody."""
+    """Metrics of every set on the users of the largest, which holds everybody."""
     everybody = max(found.users.values(), key=len)
     place = {user: number for number, user in enumerate(everybody)}
     columns = {"user": pa.array(everybody, pa.string())}
     for name, values in found.per_user.items():
         places = [place[user] for user in found.users[name.partition("/")[0]]]
         whole_B, there_B = np.zeros(len(everybody)), np.zeros(len(everybody), bool)
-        whole_B[places], there_B[places] = values, True
+        whole_B[places], there_B[places] = values, ~np.isnan(values)
         columns[name] = pa.array(whole_B, mask=~there_B)
     return pa.table(columns)

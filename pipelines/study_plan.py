@@ -1,13 +1,12 @@
-"""The plan of a study: which models are trained on which published splits, and what is compared with what.
+"""The plan of a study: which models are trained on which data, and what is compared with what.
 
-A row is a section of recipes/replicate.yaml with its own settings, trained once per seed. `inference` names further
-rows, of the same trained models, that are only evaluated otherwise. Nothing here imports torch or ray.
+A row is a section of recipes/replicate.yaml (sequences) or recipes/ranked.yaml (impressions) with its own settings,
+trained once per seed. `inference` names further rows, of the same trained models, that are only evaluated otherwise.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,24 +16,16 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from infra.config import Settings, assign, digest, load, parse, read_yaml
 from infra.errors import ConfigError, UsageError
-from pipelines import replicate
-from pipelines.published_split import PublishedSplit
-from pipelines.replicate import CANDIDATE_SETS, LIST_METRICS, PROBE, VALID_METRIC, ReplicatedModel
+from pipelines.replicate import LIST_METRICS, PROBE
+from pipelines.study_kinds import KINDS, KindName, Model, Subject
 from train.settings import OPERATIONAL
 
 Name = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, Field(min_length=1)]
 """A figure as "set/metric"."""
-SELECTED_BY = f"valid/{VALID_METRIC}"
-COMPARED = tuple(f"{name}/ndcg_at_20" for name in CANDIDATE_SETS)
-COLUMNS = (*(f"{name}/{metric}" for name in CANDIDATE_SETS for metric in ("hr_at_20", "ndcg_at_20")), SELECTED_BY)
-_RANKED = rf"({'|'.join(CANDIDATE_SETS)})/(hr|ndcg)_at_([1-9][0-9]*)"
-_CUT = re.compile(_RANKED)
-_SHOWN = re.compile(rf"{_RANKED}|lists/({'|'.join(LIST_METRICS)})|table/{PROBE}|{SELECTED_BY}")
-_TESTED = re.compile(rf"{_RANKED}|lists/(category_count|intra_list_distance)")
 _LATER = tuple(f"lists/{name}" for name in LIST_METRICS)
+_LATER_SETTINGS = ("draws", "stop_after")
 _BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance", f"table/{PROBE}")
-_SEEDS = ("training.seed", "evaluation.seed")
 
 
 class PlannedRow(Settings):
@@ -43,7 +34,7 @@ class PlannedRow(Settings):
     name: Name
     """What the page calls it; unique in its table."""
     model: Name
-    """Its section of recipes/replicate.yaml."""
+    """Its section of recipes/replicate.yaml, or of recipes/ranked.yaml."""
     set: dict[str, JsonValue] = Field({})
     """Values that differ from the section's, by dotted name: {config.width: 64}."""
     inference: dict[Name, dict[str, JsonValue]] = Field({})
@@ -57,10 +48,7 @@ class PlannedRow(Settings):
         return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _seeds_are_the_plans(self) -> PlannedRow:
-        for name, values in {"set": self.set, **{f"inference.{n}": v for n, v in self.inference.items()}}.items():
-            if wrong := [key for key in values if key in _SEEDS]:
-                raise ValueError(f"{name}: {wrong[0]} comes from the plan's seeds; leave it out")
+    def _inference_trains_nothing(self) -> PlannedRow:
         for name, values in self.inference.items():
             if wrong := [key for key in values if not key.startswith("evaluation.")]:
                 raise ValueError(f"inference.{name}: {wrong[0]} decides the training; only evaluation.* can differ")
@@ -73,20 +61,14 @@ class PlannedTable(Settings):
     title: Name
     data: Name
     """A name in the plan's `data`."""
-    columns: tuple[Column, ...] = Field(COLUMNS, min_length=1)
-    """What is shown: "set/metric", a set being all_items, history_removed, lists (recommended), table or valid."""
-    compare: tuple[Column, ...] = Field(COMPARED, min_length=1)
-    """What rows are tested in against each other, user by user."""
+    columns: tuple[Column, ...] | None = Field(None, min_length=1)
+    """What is shown: "set/metric"; null: the kind's own. Of sequences a set is all_items, history_removed, lists
+    (recommended), table or valid; of impressions as_planted, at_random_50, without_FIELD, at_random (area) or valid."""
+    compare: tuple[Column, ...] | None = Field(None, min_length=1)
+    """What rows are tested in against each other, user by user; null: the kind's own."""
     losses: bool = False
     """Whether the page shows the terms of each row's training loss, of the first seed that was run."""
     rows: tuple[PlannedRow, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _known_columns(self) -> PlannedTable:
-        for name, columns, known in (("columns", self.columns, _SHOWN), ("compare", self.compare, _TESTED)):
-            if wrong := [c for c in columns if not known.fullmatch(c)]:
-                raise ValueError(f"{name}: {wrong[0]!r} is not measured; see pipelines/study_plan.py for what is")
-        return self
 
     @model_validator(mode="after")
     def _names(self) -> PlannedTable:
@@ -103,8 +85,11 @@ class PlannedTable(Settings):
 class StudyPlan(Settings):
     """What a plan file holds."""
 
+    kind: KindName = "sequences"
+    """Of the models: on sequences of published splits, or on the labelled impressions of workspaces."""
     data: dict[Name, Path]
-    """Folders of published splits (sequences.parquet), relative to the working directory, by name."""
+    """Folders of published splits (sequences.parquet), or workspaces with samples, relative to the working directory,
+    by name."""
     categories: dict[Name, Path] = Field({})
     """Files of their items' categories (pipelines/split_categories.py), by the name of the data."""
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**32)], ...] = Field(min_length=1)
@@ -118,12 +103,29 @@ class StudyPlan(Settings):
         for number, table in enumerate(self.tables):
             if table.data not in self.data:
                 raise ValueError(f"tables.{number}.data: {table.data!r} is none of {', '.join(self.data)}")
-            by_category = [c for c in (*table.columns, *table.compare) if c in _BY_CATEGORY]
+            self._known(table, f"tables.{number}")
+            by_category = [c for c in (*(table.columns or ()), *(table.compare or ())) if c in _BY_CATEGORY]
             if by_category and table.data not in self.categories:
                 raise ValueError(f"tables.{number}: {by_category[0]} needs categories.{table.data}")
         if unknown := [name for name in self.categories if name not in self.data]:
             raise ValueError(f"categories: {unknown[0]!r} is none of {', '.join(self.data)}")
+        if self.categories and self.kind != "sequences":
+            raise ValueError("categories: are of lists of items, and there are none of impressions; leave it out")
         return self
+
+    def _known(self, table: PlannedTable, where: str) -> None:
+        kind = KINDS[self.kind]
+        for name, columns, known in (("columns", table.columns, kind.shown), ("compare", table.compare, kind.tested)):
+            if wrong := [c for c in columns or () if not known.fullmatch(c)]:
+                raise ValueError(
+                    f"{where}.{name}: {wrong[0]!r} is not measured of {self.kind}; pipelines/study_kinds.py has what is"
+                )
+        for place, row in enumerate(table.rows):
+            given = {"set": row.set, **{f"inference.{name}": values for name, values in row.inference.items()}}
+            for name, values in given.items():
+                if wrong := [key for key in values if key in kind.seeds]:
+                    where = f"{where}.rows.{place}.{name}"
+                    raise ValueError(f"{where}: {wrong[0]} comes from the plan's seeds; leave it out")
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ class Cell:
     data: str
     """Its name in the plan."""
     data_digest: str
-    settings: ReplicatedModel
+    settings: Model
     categories_digest: str | None = None
     later: tuple[str, ...] = ()
     """Columns of its table that older cells were not measured for; they are other cells."""
@@ -163,7 +165,7 @@ class Cell:
         """Without settings that came later and are at their defaults, so that older cells keep their names."""
         settings = self.settings.evaluation
         fields = type(settings).model_fields
-        later = {name for name in ("draws", "stop_after") if getattr(settings, name) == fields[name].default}
+        later = {name for name in _LATER_SETTINGS if name in fields and getattr(settings, name) == fields[name].default}
         return settings.model_dump(mode="json", exclude=later)
 
     @property
@@ -206,17 +208,22 @@ def read(path: Path) -> StudyPlan:
     return load(path, StudyPlan)
 
 
-def resolve(path: Path, plan: StudyPlan, splits: Mapping[str, PublishedSplit]) -> list[Table]:
-    """Every row with its settings; `splits` by name. ConfigError names file, row and setting."""
-    sections = read_yaml(replicate.SETTINGS)
+def resolve(path: Path, plan: StudyPlan, subjects: Mapping[str, Subject]) -> list[Table]:
+    """Every row with its settings; `subjects` by name. ConfigError names file, row and setting."""
+    kind = KINDS[plan.kind]
+    sections = read_yaml(kind.sections)
     tables = []
     for number, table in enumerate(plan.tables):
-        rows = [
-            row
-            for place, planned in enumerate(table.rows)
-            for row in _rows(planned, sections, f"{path}: tables.{number}.rows.{place}", plan, table, splits)
-        ]
-        tables.append(Table(table.title, table.data, table.columns, table.compare, table.losses, tuple(rows)))
+        columns, compare = table.columns or kind.columns, table.compare or kind.compared
+        subject = subjects[table.data]
+        rows: list[Row] = []
+        for place, planned in enumerate(table.rows):
+            where = f"{path}: tables.{number}.rows.{place}"
+            for row in _rows(planned, sections, where, plan, table.data, subject, columns):
+                if absent := kind.absent((*columns, *compare), row.cells[0].settings, subject):
+                    raise ConfigError(f"{where}: {absent}")
+                rows.append(row)
+        tables.append(Table(table.title, table.data, columns, compare, table.losses, tuple(rows)))
     return tables
 
 
@@ -228,37 +235,31 @@ def selected(tables: list[Table], only: list[str]) -> list[str]:
     return [name for name in names if not only or name in only]
 
 
-def unit(column: str) -> float:
-    """What figures of a column are shown times: percent, but of lists as they are."""
-    return 1.0 if column.startswith("lists/") else 100.0
-
-
 def _rows(
     planned: PlannedRow,
     sections: Mapping[str, Any],
     where: str,
     plan: StudyPlan,
-    table: PlannedTable,
-    splits: Mapping[str, PublishedSplit],
+    data: str,
+    subject: Subject,
+    columns: Sequence[str],
 ) -> Iterator[Row]:
+    kind = KINDS[plan.kind]
     if planned.model not in sections:
         raise ConfigError(
-            f"{where}.model: {replicate.SETTINGS.name} has no section {planned.model!r}; it has {', '.join(sections)}"
+            f"{where}.model: {kind.sections.name} has no section {planned.model!r}; it has {', '.join(sections)}"
         )
+    later = tuple(column for column in _LATER if column in columns)
+    categories = getattr(subject, "categories_digest", None)
     others = {"": {}, **planned.inference}
     for name, values in others.items():
         cells = []
         for seed in plan.seeds:
             section = deepcopy(sections[planned.model])
-            for key, value in {**planned.set, **values, **dict.fromkeys(_SEEDS, seed)}.items():
+            for key, value in {**planned.set, **values}.items():
                 assign(section, key, value, where)
-            settings = parse(section, ReplicatedModel, where)
-            cutoffs = {int(found[3]) for c in (*table.columns, *table.compare) if (found := _CUT.fullmatch(c))}
-            if absent := cutoffs - set(settings.evaluation.ks):
-                raise ConfigError(f"{where}: evaluation.ks has to hold {min(absent)}, which the table shows")
-            split = splits[table.data]
-            later = tuple(c for c in _LATER if c in table.columns)
-            cells.append(Cell(table.data, split.digest, settings, split.categories_digest, later))
+            settings = parse(section, kind.model, where).seeded(seed)
+            cells.append(Cell(data, subject.digest, settings, categories, later))
         against = tuple(planned.inference) if not name else ()
         chosen = planned.compare_to if not name else ()
         yield Row(name or planned.name, tuple(cells), planned.name, (*chosen, *against))

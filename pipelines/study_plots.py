@@ -1,4 +1,6 @@
-"""What a study's page draws: how far walks on the sphere lead, what reverse steps find, and the terms of losses."""
+"""What a study's page draws: how far walks on the sphere lead, what reverse steps find, how models stand without some
+of their fields, and the terms of losses.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from evaluate.missingness import scenario
 from evaluate.publish.plots import Trend
-from pipelines.study_plan import Row, Table, unit
+from evaluate.publish.study_page import unit
+from evaluate.settings import ImpressionSettings
+from pipelines.ranked import AS_PLANTED
+from pipelines.replicate import ReplicatedModel
+from pipelines.study_plan import Row, Table
 from train.configs import DimeRecConfig
 
 Measured = Callable[[Row], list[dict[str, Any]]]
@@ -17,7 +24,12 @@ Measured = Callable[[Row], list[dict[str, Any]]]
 
 def plots(tables: Sequence[Table], measured: Measured) -> list[Trend]:
     """All of them, of the cells that are there."""
-    return [*_corruptions(tables), *_walks(tables, measured), *_losses(tables, measured)]
+    return [
+        *_corruptions(tables),
+        *_walks(tables, measured),
+        *_robustness(tables, measured),
+        *_losses(tables, measured),
+    ]
 
 
 def _losses(tables: Sequence[Table], measured: Measured) -> list[Trend]:
@@ -39,7 +51,8 @@ def _walks(tables: Sequence[Table], measured: Measured) -> list[Trend]:
     """What a row finds that stops after some of its reverse steps: a plot for each column that the table compares."""
     found = []
     for table in tables:
-        for whole in (row for row in table.rows if row.name == row.planned):
+        sequential = [row for row in table.rows if isinstance(row.cells[0].settings, ReplicatedModel)]
+        for whole in (row for row in sequential if row.name == row.planned):
             rows = [row for row in table.rows if row.planned == whole.name and _same_but_for_stop(row, whole)]
             by_stop = {_stop(row): {c["seed"]: c["figures"] for c in measured(row)} for row in rows}
             steps = sorted(stop for stop, of in by_stop.items() if of)
@@ -63,6 +76,30 @@ def _mean(column: str, figures: Sequence[Mapping[str, Any]]) -> float:
     return unit(column) * fmean(values) if values and None not in values else math.nan
 
 
+def _robustness(tables: Sequence[Table], measured: Measured) -> list[Trend]:
+    """AUC and UAUC of every row from the samples as planted to the highest rate, by pattern."""
+    found = []
+    for table in tables:
+        asked = [row.cells[0].settings.evaluation for row in table.rows]
+        tried = [of.missingness for of in asked if isinstance(of, ImpressionSettings) and of.missingness is not None]
+        rates = sorted(set.intersection(*(set(of.rates) for of in tried))) if len(tried) == len(asked) else []
+        for pattern in tried[0].patterns if rates else ():
+            sets = [AS_PLANTED, *(scenario(pattern, rate) for rate in rates)]
+            for metric, name in (("auc", "AUC"), ("uauc", "UAUC")):
+                lines = []
+                for row in table.rows:
+                    figures = [cell["figures"] for cell in measured(row)]
+                    values = [_mean(f"{of}/{metric}", figures) for of in sets]
+                    if all(map(math.isfinite, values)):
+                        lines.append((row.name, values))
+                if lines:
+                    words = "Of the test samples, by the percent of their cells that is removed; mean over the seeds."
+                    title = f"{table.title}: {name}, {pattern.replace('_', ' ')}"
+                    percents = [0, *(round(100 * rate) for rate in rates)]
+                    found.append(Trend(title, words, percents, lines, axis="percent", frame=f"{name}, percent"))
+    return found
+
+
 def _same_but_for_stop(row: Row, whole: Row) -> bool:
     def others(one: Row) -> Mapping[str, Any]:
         return one.cells[0].settings.evaluation.model_dump(exclude={"stop_after"})
@@ -73,6 +110,7 @@ def _same_but_for_stop(row: Row, whole: Row) -> bool:
 def _stop(row: Row) -> int:
     """The reverse steps that it makes; 0 of a model that makes none."""
     settings = row.cells[0].settings
+    assert isinstance(settings, ReplicatedModel)
     steps = settings.evaluation.steps
     whole = getattr(settings.config, "steps", 0) if steps is None else steps
     stop = settings.evaluation.stop_after

@@ -10,28 +10,19 @@ from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread, compare, spread
 from evaluate.decision.significance import holm
-from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable
-from pipelines.published_split import PublishedSplit
-from pipelines.replicate import VALID_METRIC
+from evaluate.publish.study_page import Contrast, Study, StudyRow, StudyTable, unit
 from pipelines.study_cells import Cells
-from pipelines.study_plan import SELECTED_BY, Row, StudyPlan, Table, unit
+from pipelines.study_kinds import KINDS, Subject
+from pipelines.study_plan import Row, StudyPlan, Table
 from pipelines.study_plots import plots
-
-_PROTOCOL = (
-    "Published leave-one-out splits, in their order: the last item of each user is tested, the one before it "
-    "validated, the rest trained on.",
-    "Every item of the catalogue is ranked, padding never; two sets of candidates: all items, and all but those of "
-    "the user's history, where a target that is itself in the history leaves its user out.",
-    f"Weights are selected on the validation items alone, by {VALID_METRIC.replace('_at_', '@').upper()} with the "
-    "history removed; the test items decide nothing.",
-)
 
 
 class Results:
     """Reads cells once, and compares the same two rows once, however often the page is written."""
 
-    def __init__(self, plan: StudyPlan, tables: Sequence[Table], splits: Mapping[str, PublishedSplit], cells: Cells):
-        self.plan, self.tables, self.splits, self.cells = plan, tables, splits, cells
+    def __init__(self, plan: StudyPlan, tables: Sequence[Table], subjects: Mapping[str, Subject], cells: Cells):
+        self.plan, self.tables, self.subjects, self.cells = plan, tables, subjects, cells
+        self.kind = KINDS[plan.kind]
         self._read: dict[str, dict[str, Any]] = {}
         self._compared: dict[tuple[str, ...], Comparison] = {}
 
@@ -39,11 +30,13 @@ class Results:
         """What the page shows, of the cells that are there now."""
         tables = [self._table(table) for table in self.tables]
         plan = self.plan.model_dump(mode="json", exclude={"data", "categories"})  # folders are this machine's
-        plan["data"] = {name: split.digest for name, split in self.splits.items()}
-        plan["categories"] = {name: self.splits[name].categories_digest for name in self.plan.categories}
+        plan["data"] = {name: subject.digest for name, subject in self.subjects.items()}
+        plan["categories"] = {
+            name: getattr(self.subjects[name], "categories_digest", None) for name in self.plan.categories
+        }
         now = datetime.now(UTC).isoformat(timespec="seconds")
         drawn = plots(self.tables, self.measured)
-        return Study(title, now, [*_PROTOCOL, *self._circumstances()], tables, plan, drawn)
+        return Study(title, now, [*self.kind.protocol, *self._circumstances()], tables, plan, drawn)
 
     def measured(self, row: Row) -> list[dict[str, Any]]:
         """The cell.json of each seed that was run, in the order of the plan's seeds."""
@@ -69,8 +62,7 @@ class Results:
         ]
 
     def _table(self, table: Table) -> StudyTable:
-        split = self.splits[table.data]
-        about = f"{table.data}: {len(split.users):,} users, {split.items:,} items, file {split.digest}."
+        about = f"{table.data}: {self.kind.about(self.subjects[table.data])}"
         rows = [self._row(row, table.columns) for row in table.rows]
         contrasts = self._contrasts(table)
         return StudyTable(table.title, about, len(self.plan.seeds), table.columns, rows, contrasts)
@@ -81,7 +73,7 @@ class Results:
         for column in columns:
             name, metric = column.split("/")
             # Weights are selected once, by how the trained row is read while it is trained.
-            once = column == SELECTED_BY and row.name != row.planned
+            once = column == self.kind.selected_by and row.name != row.planned
             told = [] if once else [f.get(name, {}).get(metric) for f in figures]
             shown[column] = spread([unit(column) * v for v in told]) if None not in told else None
         return StudyRow(

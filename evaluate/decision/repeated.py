@@ -43,6 +43,8 @@ class Comparison:
     p: float
     users: int
     seeds: int
+    relative: Interval
+    """The difference over the baseline's mean; NaN where that is 0."""
 
 
 def compare(candidate_SB: ArrayLike, baseline_SB: ArrayLike, *, seed: int = 0) -> Comparison:
@@ -53,6 +55,6 @@ def compare(candidate_SB: ArrayLike, baseline_SB: ArrayLike, *, seed: int = 0) -
     """
     candidate_SB, baseline_SB = np.asarray(candidate_SB, np.float64), np.asarray(baseline_SB, np.float64)
     candidate_B, baseline_B = candidate_SB.mean(axis=0), baseline_SB.mean(axis=0)
-    difference = paired_bootstrap(candidate_B, baseline_B, seed=seed).absolute
+    found = paired_bootstrap(candidate_B, baseline_B, seed=seed)
     p = sign_flip_p(candidate_B, baseline_B, seed=seed)
-    return Comparison(difference, p, len(candidate_B), len(candidate_SB))
+    return Comparison(found.absolute, p, len(candidate_B), len(candidate_SB), found.relative)

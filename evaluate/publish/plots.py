@@ -1,7 +1,8 @@
-"""Line plots over epochs or steps as inline SVG, side by side: no script, nothing fetched, all text escaped.
+"""Line plots over epochs, steps or rates as inline SVG: no script, nothing fetched, all text escaped.
 
-A plot is drawn in units of its own and scales as a whole. Colours are the page's variables, so it is read in light
-and dark. Each axis of values begins at 0 (below it where a value is negative), so that heights compare.
+A plot is drawn in units of its own and scales as a whole. Colours are read in light and dark. Plots side by side have
+axes of values that begin at 0 (below it where a value is negative), so that heights compare; lines in one frame share
+an axis from the least value to the largest, so that they can be told apart.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from infra.errors import UsageError
 
 _WIDTH, _HEIGHT = 300, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 288, 30, 148  # the frame within
+_COLOURS = 8  # the page's --line-0 ...
 _TICKS = 4  # steps of the epochs' axis at most
 
 
@@ -23,7 +25,7 @@ _TICKS = 4  # steps of the epochs' axis at most
 class Trend:
     """Small plots under a heading, one per line, over common ascending epochs; `marked` is pointed out (-1: none).
 
-    `axis`: what the epochs are, if something else.
+    `axis`: what the epochs are, if something else. `frame`: the name of one plot that has all lines; None: one each.
     """
 
     title: str
@@ -32,6 +34,7 @@ class Trend:
     lines: Sequence[tuple[str, Sequence[float]]]
     marked: int = -1
     axis: str = "epoch"
+    frame: str | None = None
 
 
 def trend(plots: Trend, anchor: str) -> str:
@@ -42,7 +45,10 @@ def trend(plots: Trend, anchor: str) -> str:
                 f"report plot {plots.title!r}: line {name!r} needs one finite value for each of "
                 f"{len(plots.epochs)} epochs (at least 1), and has {len(values)} values"
             )
-    figures = "\n".join(_figure(name, values, plots) for name, values in plots.lines)
+    if plots.frame is None:
+        figures = "\n".join(_figure(name, values, plots) for name, values in plots.lines)
+    else:
+        figures = _shared(plots.frame, plots)
     return (
         f'<section aria-labelledby="{anchor}"><h2 id="{anchor}">{escape(plots.title)}</h2>\n'
         f'<p class="about">{escape(plots.explanation)}</p>\n<div class="trends">\n{figures}\n</div></section>'
@@ -50,28 +56,51 @@ def trend(plots: Trend, anchor: str) -> str:
 
 
 def _figure(name: str, values: Sequence[float], plots: Trend) -> str:
-    """One plot, and in words where it begins, stands at the marked epoch, and ends."""
+    """One plot, and its ends in words."""
+    span = _span((0.0, *values))
+    drawn = _axes(name, span, plots.epochs, plots.axis) + _mark(plots) + _line(values, plots.epochs, span)
+    return f'<figure class="trend">{_svg(name, drawn, plots)}<figcaption>{_ends(values, plots)}</figcaption></figure>'
+
+
+def _shared(name: str, plots: Trend) -> str:
+    """All lines in one plot, each with its colour and words below."""
+    span = _span([value for _, values in plots.lines for value in values])
+    lines = [
+        f'<g class="line-{n % _COLOURS}">{_line(v, plots.epochs, span)}</g>' for n, (_, v) in enumerate(plots.lines)
+    ]
+    drawn = _axes(name, span, plots.epochs, plots.axis) + "".join(lines)
+    keys = "".join(
+        f'<li><svg class="key line-{n % _COLOURS}" aria-hidden="true" viewBox="0 0 24 8"><path class="line" '
+        f'd="M0 4H24"/></svg> {escape(label)}: {_ends(values, plots)}</li>'
+        for n, (label, values) in enumerate(plots.lines)
+    )
+    return f'<figure class="trend">{_svg(name, drawn, plots)}</figure>\n<ul class="keys">{keys}</ul>'
+
+
+def _svg(name: str, drawn: str, plots: Trend) -> str:
+    spoken = f"{name} over {plots.axis}s {plots.epochs[0]} to {plots.epochs[-1]}"
+    return f'<svg role="img" aria-label="{escape(spoken)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{drawn}</svg>'
+
+
+def _ends(values: Sequence[float], plots: Trend) -> str:
+    """In words where a line begins, stands at the marked epoch, and ends."""
     found = dict(zip(plots.epochs, values, strict=True))
     shown = sorted({plots.epochs[0], plots.epochs[-1], *({plots.marked} & found.keys())})
-    words = ", ".join(
+    return ", ".join(
         f"<data value={_quoted(found[e])}>{number(found[e])}</data> at {escape(plots.axis)} {e:,}" for e in shown
     )
-    drawn = _axes(name, values, plots.epochs, plots.axis) + _mark(plots) + _line(values, plots.epochs)
-    spoken = f"{name} over {plots.axis}s {plots.epochs[0]} to {plots.epochs[-1]}"
-    svg = f'<svg role="img" aria-label="{escape(spoken)}" viewBox="0 0 {_WIDTH} {_HEIGHT}">{drawn}</svg>'
-    return f'<figure class="trend">{svg}<figcaption>{words}</figcaption></figure>'
 
 
 def _quoted(value: float) -> str:
     return f'"{value!r}"'
 
 
-def _axes(name: str, values: Sequence[float], epochs: Sequence[int], axis: str) -> str:
+def _axes(name: str, span: tuple[float, float], epochs: Sequence[int], axis: str) -> str:
     """The plot's name above, ticks with their grid lines, and what runs along the bottom."""
-    low, high = _range(values)
+    low, high = span
     shapes = _text(_LEFT, 18, name, "name")
     for value in (low, (low + high) / 2, high):
-        y = _y(value, values)
+        y = _y(value, span)
         shapes += f'<line class="grid" x1="{_LEFT}" x2="{_RIGHT}" y1="{y}" y2="{y}"/>'
         shapes += _text(_LEFT - 6, float(y) + 4, _short(value, high - low), "end")
     for epoch in _epoch_ticks(epochs):
@@ -81,9 +110,9 @@ def _axes(name: str, values: Sequence[float], epochs: Sequence[int], axis: str) 
     return shapes + _text((_LEFT + _RIGHT) / 2, _HEIGHT - 6, axis, "middle")
 
 
-def _line(values: Sequence[float], epochs: Sequence[int]) -> str:
+def _line(values: Sequence[float], epochs: Sequence[int], span: tuple[float, float]) -> str:
     """The line; few points also as dots, without which a lone one would not be seen."""
-    points = [(_x(epoch, epochs), _y(value, values)) for epoch, value in zip(epochs, values, strict=True)]
+    points = [(_x(epoch, epochs), _y(value, span)) for epoch, value in zip(epochs, values, strict=True)]
     dots = "".join(f'<circle cx="{x}" cy="{y}" r="3"/>' for x, y in points) if len(points) <= 30 else ""
     return f'<polyline class="line" points="{" ".join(f"{x},{y}" for x, y in points)}"/>{dots}'
 
@@ -95,14 +124,14 @@ def _mark(plots: Trend) -> str:
     return f'<line class="reference" x1="{x}" x2="{x}" y1="{_TOP}" y2="{_BOTTOM}"/>'
 
 
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    """(low, high) of the axis: 0 and all values."""
-    low, high = min(0.0, *values), max(0.0, *values)
+def _span(values: Sequence[float]) -> tuple[float, float]:
+    """(low, high) of an axis that holds them."""
+    low, high = min(values), max(values)
     return low, high if high > low else low + 1.0
 
 
-def _y(value: float, values: Sequence[float]) -> str:
-    low, high = _range(values)
+def _y(value: float, span: tuple[float, float]) -> str:
+    low, high = span
     return f"{_BOTTOM - (_BOTTOM - _TOP) * (value / (high - low) - low / (high - low)):.1f}"
 
 
@@ -150,4 +179,14 @@ STYLE = """
 .grid { stroke: var(--rule); }
 .tick { stroke: var(--soft); }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
+.keys { margin: 0; padding: 0; list-style: none; font-size: .85rem; }
+.key { display: inline-block; width: 1.5rem; height: .5rem; }
+.line-0 { --accent: var(--line-0); }
+.line-1 { --accent: var(--line-1); }
+.line-2 { --accent: var(--line-2); }
+.line-3 { --accent: var(--line-3); }
+.line-4 { --accent: var(--line-4); }
+.line-5 { --accent: var(--line-5); }
+.line-6 { --accent: var(--line-6); }
+.line-7 { --accent: var(--line-7); }
 """

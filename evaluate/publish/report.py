@@ -261,10 +261,14 @@ def _cell(value: object) -> str:
 #: Light and dark, from a phone's width up. On a phone an interval stacks: label, plot, figures.
 _STYLE = """
 :root { --page: #fbfbfa; --card: #ffffff; --ink: #1c2024; --soft: #5d656e; --rule: #d9dde1;
-  --accent: #1f5fa8; --good: #1d6b3a; --wait: #855400; --bad: #a3262a; }
+  --accent: #1f5fa8; --good: #1d6b3a; --wait: #855400; --bad: #a3262a;
+  --line-0: #0063a3; --line-1: #c14f00; --line-2: #00795a; --line-3: #a8417f;
+  --line-4: #8a6400; --line-5: #2b8fbf; --line-6: #7350b8; --line-7: #6b6b6b; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #14171a; --card: #1c2024; --ink: #e6e8ea; --soft: #a3abb3; --rule: #353b42;
-    --accent: #7db4f0; --good: #7fd09a; --wait: #e6b655; --bad: #f2908f; } }
+    --accent: #7db4f0; --good: #7fd09a; --wait: #e6b655; --bad: #f2908f;
+    --line-0: #6cb4f5; --line-1: #ff9a5c; --line-2: #4fd0a6; --line-3: #f29ac9;
+    --line-4: #e6c35a; --line-5: #a8dcff; --line-6: #b79cf0; --line-7: #b5b5b5; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.25rem 1rem 3rem; max-width: 62rem; background: var(--page); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; overflow-wrap: anywhere; }

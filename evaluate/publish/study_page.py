@@ -6,12 +6,14 @@ was not measured yet is said to be so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from evaluate.decision.repeated import Comparison, Spread
+from evaluate.decision.statistics import Interval
 from evaluate.publish.numerals import number
 from evaluate.publish.plots import Trend, trend
 from evaluate.publish.report import Intervals, Section, folded, interval_plots, page, table_section
@@ -30,7 +32,7 @@ _SETS = {
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One model: figures by "set/metric" in percent, over the seeds that were run."""
+    """One model: figures by "set/metric" in their columns' units, over the seeds that were run."""
 
     name: str
     seeds: int
@@ -109,28 +111,24 @@ def render(study: Study) -> str:
 
 
 def _results(table: StudyTable) -> Section:
-    heads = [
-        "model",
-        "seeds",
-        *(column_name(c) for c in table.columns),
-        "training, s",
-        "scored, users/s",
-        "memory, GiB",
-        "KL of item table",
-    ]
+    heads = ["model", "seeds", *map(column_name, table.columns), "training, s", "scored, users/s", "memory, GiB"]
+    # Ranking models have no table that every user is compared with.
+    with_table = any(row.kl_gaussian is not None for row in table.rows)
+    if with_table:
+        heads.append("KL of item table")
     rows = []
     for row in table.rows:
         memory = None if row.peak_memory_gib is None else Spread(row.peak_memory_gib, None)
-        cost = (row.train_seconds, row.users_per_second, memory, row.kl_gaussian)
+        cost = [row.train_seconds, row.users_per_second, memory, *([row.kl_gaussian] if with_table else [])]
         rows.append([row.name, f"{row.seeds} of {table.seeds}", *(row.figures.get(c) for c in table.columns), *cost])
     about = (
-        f"{table.about} In percent but for figures of lists; mean over users, then mean ± standard deviation over "
-        "seeds. Validation is that "
-        "by which weights were selected, in training.validation_steps reverse steps. Training seconds and memory are "
+        f"{table.about} In percent but for figures of lists, losses and calibration; mean ± standard deviation over "
+        "seeds. Validation is that by which weights were selected. Training seconds and memory are "
         "those of the trained model, whichever way it is evaluated: the largest sum over the training workers, or for "
-        "a counted model that of the study's own process. KL of item table: nats between its rows and a round "
-        "Gaussian; it grows as a table collapses."
+        "a counted model that of the study's own process."
     )
+    if with_table:
+        about += " KL of item table: nats between its rows and a round Gaussian; it grows as a table collapses."
     return Section(table.title, about, heads, rows)
 
 
@@ -148,15 +146,20 @@ def _tests(table: StudyTable) -> Section:
     rows = []
     for c in table.contrasts:
         found = c.comparison
-        figures = [found.seeds, found.users, found.p] if found else [None] * 3
+        figures = [found.seeds, found.users, *_percents(found.relative), found.p] if found else [None] * 6
         rows.append([_label(c), *figures, c.adjusted_p, c.verdict])
     about = (
         "Of these differences: two-sided sign-flip permutation test over users, and Holm's "
         f"correction over the {sum(c.adjusted_p is not None for c in table.contrasts)} tests of this table. "
-        f"A corrected p below {ALPHA} is called a difference."
+        f"A corrected p below {ALPHA} is called a difference. Relative: in percent of the second's figure."
     )
-    heads = ["comparison", "seeds", "users", "p", "p, corrected", "verdict"]
+    heads = ["comparison", "seeds", "users", "relative, %", "from", "to", "p", "p, corrected", "verdict"]
     return Section(f"{table.title}: tests", about, heads, rows)
+
+
+def _percents(interval: Interval) -> list[float | None]:
+    values = (interval.estimate, interval.low, interval.high)
+    return [100 * value if math.isfinite(value) else None for value in values]
 
 
 def _findings(table: StudyTable, anchor: str) -> list[str]:
@@ -175,7 +178,7 @@ def _sentence(contrast: Contrast) -> str:
         return f"{_label(contrast)}: not run yet."
     if contrast.adjusted_p is None:
         return f"{_label(contrast)}: not defined, no user is left."
-    difference, points = found.difference, "" if contrast.column.startswith("lists/") else " points"
+    difference, points = found.difference, "" if unit(contrast.column) == 1 else " points"
     return (
         f"{_label(contrast)}: {_signed(difference.estimate)}{points} (95 % interval "
         f"{_signed(difference.low)} to {_signed(difference.high)}, corrected p {number(contrast.adjusted_p)}): "
@@ -189,6 +192,16 @@ def _signed(points: float) -> str:
 
 def _label(contrast: Contrast) -> str:
     return f"{contrast.row} against {contrast.against}, {column_name(contrast.column)}"
+
+
+def unit(column: str) -> float:
+    """What figures of a column are shown times: percent, but figures of lists, losses and calibration as they are.
+
+    >>> unit("all_items/hr_at_20"), unit("lists/gini")
+    (100.0, 1.0)
+    """
+    name, _, metric = column.partition("/")
+    return 1.0 if name == "lists" or metric == "log_loss" or metric.startswith("calibration") else 100.0
 
 
 def column_name(name: str) -> str:

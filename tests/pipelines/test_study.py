@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ import yaml
 from infra.cluster import RaySettings, cluster
 from infra.errors import ArtifactError, ConfigError, DataRefused, TrainingError, UsageError
 from infra.lock import WorkspaceLock
-from pipelines import replicate, study_plan, workbench
-from pipelines import study as steering
+from pipelines import published_split, replicate, study_plan, workbench
 from pipelines.progress import Progress
 from pipelines.published_split import PublishedSplit
 from pipelines.study import Outcome, study
 from pipelines.study_cells import Cells
+from pipelines.study_kinds import KINDS
 from tests.evaluate.publish.test_report import Page
 from tests.pipelines.commands import RECIPES, logs2rec
 from tests.pipelines.test_published_split import written
@@ -60,6 +61,11 @@ def carried_out(plan: Path, out: Path, *only: str, page_only: bool = False) -> O
         return study(plan, out, only, progress, page_only)
 
 
+def measured_by(monkeypatch: pytest.MonkeyPatch, measure: Any) -> None:
+    """Stands in for training and evaluation."""
+    monkeypatch.setitem(KINDS, "sequences", replace(KINDS["sequences"], on=measure))
+
+
 def cells_in(out: Path) -> list[str]:
     return sorted(path.name for path in (out / "cells").iterdir())
 
@@ -75,7 +81,7 @@ class TestResuming:
         assert len(list((out / "work").iterdir())) == 4  # two trainings with two seeds
         assert len(list((out / "work").glob("*/artifacts/*"))) == 4
 
-        monkeypatch.setattr(replicate, "on_split", None)  # nothing to do is nothing done
+        measured_by(monkeypatch, None)  # nothing to do is nothing done
         again = carried_out(plan, out)
         assert (again.measured, again.skipped) == ([], first.measured)
         assert [table["rows"] for table in again.study["tables"]] == [table["rows"] for table in first.study["tables"]]
@@ -102,7 +108,7 @@ class TestResuming:
                 raise KeyboardInterrupt
             return whole(*given)
 
-        monkeypatch.setattr(replicate, "on_split", interrupted)
+        measured_by(monkeypatch, interrupted)
         with pytest.raises(KeyboardInterrupt):
             carried_out(plan, out)
         assert len(cells_in(out)) == 1
@@ -150,7 +156,7 @@ class TestResuming:
     def test_a_training_that_another_study_is_at_is_left_to_it(self, tmp_path: Path, data: Path) -> None:
         plan, out = planned(tmp_path, data, seeds=[3]), tmp_path / "out"
         loaded = study_plan.read(plan)
-        table = study_plan.resolve(plan, loaded, {"small": steering.published_split.read(data)})[0]
+        table = study_plan.resolve(plan, loaded, {"small": published_split.read(data)})[0]
         other = WorkspaceLock(out / "work" / table.rows[0].cells[0].training_key)
         other.hold("another study")
         found = carried_out(plan, out)
@@ -162,7 +168,7 @@ class TestResuming:
     def test_two_that_measure_the_same_keep_the_first(self, tmp_path: Path, data: Path) -> None:
         plan, out = planned(tmp_path, data, ROWS[1:2] + ROWS[:1], seeds=[3]), tmp_path / "out"
         carried_out(plan, out)
-        split = steering.published_split.read(data)
+        split = published_split.read(data)
         cell = study_plan.resolve(plan, study_plan.read(plan), {"small": split})[0].rows[0].cells[0]
         before = (Cells(out).path(cell) / "cell.json").read_bytes()
         with Progress(1) as progress:
@@ -253,7 +259,7 @@ def test_a_failed_training_stops_no_other(
             raise TrainingError("loss is nan at step 7")
         return whole(model, split, settings, *given)
 
-    monkeypatch.setattr(replicate, "on_split", failing)
+    measured_by(monkeypatch, failing)
     plan = planned(tmp_path, data, seeds=[3])
     with pytest.raises(SystemExit) as ended:
         main(["study", "--plan", str(plan), "--out", str(tmp_path / "out"), "--json"])
@@ -305,7 +311,7 @@ class TestPlans:
             ({"compare_to": ["popularity", "nobody"]}, "'mine': compare_to 'nobody' is no other row"),
             ({"set": {"config.widht": 8}}, r"plan\.yaml: tables\.0\.rows\.1: config\.adrec\.widht: unknown setting"),
             ({"set": {"config.model.name": 8}}, r"tables\.0\.rows\.1: 'model' holds a single value"),
-            ({"set": {"training.seed": 8}}, r"rows\.1: .*set: training\.seed comes from the plan's seeds"),
+            ({"set": {"training.seed": 8}}, r"rows\.1\.set: training\.seed comes from the plan's seeds"),
             ({"inference": {"x": {"evaluation.seed": 8}}}, r"inference\.x: evaluation\.seed comes from the plan"),
             ({"inference": {"x": {"config.steps": 8}}}, r"inference\.x: config\.steps decides the training"),
             ({"inference": {"x": {"evaluation.steps": -1}}}, r"rows\.1: evaluation\.steps"),

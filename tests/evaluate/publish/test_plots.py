@@ -113,3 +113,21 @@ def test_every_point_is_within_the_frame(values, first, step):
     assert all(52 <= x <= 288 and 30 <= y <= 148 for x, y in points(page)[0])
     assert 2 <= len(texts(page, "middle")) <= 8
     assert all(len(text) <= 9 for text in texts(page, "end"))
+
+
+class TestOneFrame:
+    def test_lines_share_the_axis_from_the_least_to_the_largest(self) -> None:
+        lines = [("first", (70.0, 60.0)), (HOSTILE, (80.0, 50.0))]
+        page = ElementTree.fromstring(trend(Trend("t", "e", [0, 50], lines, axis="percent", frame="AUC"), "a"))
+        assert len(page.findall(".//figure")) == 1
+        assert texts(page, "name") == ["AUC"]
+        assert texts(page, "end") == ["50.0", "65.0", "80.0"]
+        heights = [[float(p.split(",")[1]) for p in line.attrib["points"].split()] for line in page.iter("polyline")]
+        assert heights[1] == [30.0, 148.0]
+        assert heights[0] == pytest.approx([30 + 118 / 3, 30 + 118 * 2 / 3], abs=0.1)
+        assert len({g.attrib["class"] for g in page.iter("g")}) == 2
+        keys = [" ".join("".join(key.itertext()).split()) for key in page.iter("li")]
+        assert keys == [
+            "first: 70.0000 at percent 0, 60.0000 at percent 50",
+            f"{HOSTILE}: 80.0000 at percent 0, 50.0000 at percent 50",
+        ]

@@ -13,7 +13,8 @@ COLUMNS = ("all_items/ndcg_at_20", "history_removed/ndcg_at_20")
 
 
 def compared(estimate: float, p: float) -> Comparison:
-    return Comparison(Interval(estimate - 1, estimate, estimate + 1), p, 938, 3)
+    relative = Interval((estimate - 1) / 50, estimate / 50, (estimate + 1) / 50)
+    return Comparison(Interval(estimate - 1, estimate, estimate + 1), p, 938, 3, relative)
 
 
 def study(text: str = "plain") -> Study:
