@@ -73,7 +73,7 @@ def evaluate_impressions(
     if loaded.kind != "ranking":
         raise UsageError(f"{artifact}: holds a {loaded.kind} model; impressions need a ranking model")
     data = RankingData.from_lake(lake, version, fields_version, as_of, split)
-    _require_fields(artifact, loaded.fields, data.fields)
+    require_fields(artifact, loaded.fields, data.fields)
     # Users as numbers: what groups by them is measured for many scenarios, and strings are slow to compare.
     names, user_N = np.unique(data.user_N.astype(str), return_inverse=True)
     data = replace(data, user_N=user_N)
@@ -156,7 +156,7 @@ def _score(loaded: Loaded, data: RankingData, settings: ImpressionSettings) -> F
     return found
 
 
-def _require_fields(artifact: Path, trained: Sequence[FieldSpec], today: Sequence[FieldSpec]) -> None:
+def require_fields(artifact: Path, trained: Sequence[FieldSpec], today: Sequence[FieldSpec]) -> None:
     """Same names and kinds in the same order; sizes may differ."""
     theirs, ours = ([f"{f.name} ({f.kind})" for f in fields] for fields in (trained, today))
     if theirs != ours:

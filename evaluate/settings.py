@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -68,6 +69,36 @@ class ImpressionSettings(Settings):
 
     batch_size: int = Field(4096, ge=1)
     """Impressions scored at once."""
+
+
+class ScoringSettings(Settings):
+    """How the lists of `recommendations` are made."""
+
+    retrieve: int = Field(200, ge=1)
+    """Candidates of the retrieval champion, which the ranking champion, if there is one, puts in order."""
+    k: int = Field(20, ge=1)
+    """Items of a list."""
+    keep_seen: bool = False
+    """Whether items of the user's own history (its events of a target type) may be recommended."""
+    eligible: Path | None = None
+    """File (Parquet, or CSV with a header) whose column `item` holds all that may be recommended, relative to the
+    working directory; null: every item of the log."""
+    popular_days: int = Field(7, ge=1)
+    """What fills lists that the models leave short: the items that most users took in so many days."""
+    steps: int | None = Field(None, ge=0)
+    """Steps of the reverse process, as in a model's evaluation; null: all of them."""
+    draws: int = Field(1, ge=1)
+    """Noise draws per user; an item's score is its highest among them."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Of the noise."""
+    batch_size: int = Field(256, ge=1)
+    """Users scored at once."""
+
+    @model_validator(mode="after")
+    def _enough_candidates(self) -> Self:
+        if self.k > self.retrieve:
+            raise ValueError(f"k {self.k} exceeds retrieve {self.retrieve}: lists are cut from the candidates")
+        return self
 
 
 class TrackingSettings(Settings):

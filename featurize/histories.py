@@ -247,6 +247,16 @@ def files_of(lake: Lake, as_of: AsOf, count: int) -> Files:
     return Files([sorted(files) for files in found], size)
 
 
+def whole(files: Sequence[tuple[str, str]], cap: int) -> pa.Table:
+    """One bucket's histories as one table (user, items, ts, is_target), of each user the last `cap` events.
+
+    `files`: the bucket's (day, path) in order of time, as `files_of` has them.
+    """
+    if not files:
+        return HISTORIES.file_schema.empty_table()
+    return history_tasks.base_of([pq.ParquetFile(path).read(use_threads=False) for _, path in files], cap)
+
+
 @dataclass
 class _Job:
     """Writes and commits; counts what it wrote."""

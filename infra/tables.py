@@ -359,3 +359,18 @@ PROMOTIONS = Table(
         Column("at", TIMESTAMP, "when"),
     ),
 )
+
+RECOMMENDATIONS = Table(
+    "recommendations",
+    "the lists made at the end of a run date, for whoever serves them",
+    (
+        Column("ds", pa.string(), "run date"),
+        Column("user", pa.string(), "user id; the empty one stands for whoever has no rows of their own"),
+        Column("rank", pa.int32(), "place in the user's list, from 1"),
+        Column("item", pa.string(), "item id as logged"),
+        Column("score", pa.float64(), "of the source: inner product, probability, number of users"),
+        Column("source", pa.string(), "what put the item there: retrieval, ranking or popular"),
+        Column("model_version", pa.string(), "registered version of that model; null for popular", True),
+    ),
+    ("ds",),
+)

@@ -240,6 +240,28 @@ def rekey(config: Config, overrides: Set = None, as_json: Json = False) -> None:
 
 
 @app.command()
+def score(
+    config: Config,
+    date: Annotated[str | None, typer.Option(help="Run date, YYYY-MM-DD; the last arrival's if left out.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """The lists of a run date into the table recommendations, by the champions, for every user with a history."""
+    from pipelines.scoring import score as carry_out
+
+    _check_date("--date", date)
+    with _context(config, overrides, None, date, 1) as ctx:
+        row = carry_out(ctx)
+    report = row.report
+    typer.echo(
+        f"recommendations {row.date}: {report['users']:,} users, {report['lists_full']:,} of them with "
+        f"{report['k']} items; rows by source: "
+        + ", ".join(f"{source} {count:,}" for source, count in report["rows"].items())
+    )
+    _finish({"date": row.date, "outputs": dict(row.outputs), **report}, as_json)
+
+
+@app.command()
 def promote(config: Config, role: RoleName = None, overrides: Set = None, as_json: Json = False) -> None:
     """Ask the gate again about the newest registered versions, and move the alias if it agrees."""
     from pipelines.promotion import promote as decide
@@ -278,7 +300,9 @@ def replicate(
     data: Annotated[
         Path, typer.Option(help="Folder of a split's sequences.parquet, or, for ranking models, a workspace.")
     ],
-    seed: Annotated[int | None, typer.Option(help="Of training and of the noise at inference.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Of training and of the noise at inference.")
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Override config.*, training.*, evaluation.*, planting.*. Repeatable."),

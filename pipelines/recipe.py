@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from evaluate.decision.gate import GatePolicy
-from evaluate.settings import ImpressionSettings, RetrievalSettings, TrackingSettings
+from evaluate.settings import ImpressionSettings, RetrievalSettings, ScoringSettings, TrackingSettings
 from featurize.contract import Contract
 from featurize.settings import SampleSettings, SequenceSettings, VocabularySettings
 from featurize.user_keys import PseudonymSettings
@@ -176,6 +176,7 @@ class Recipe(Settings):
     """null: no sequence model."""
     ranking: Ranking | None = None
     """null: no ranking model."""
+    scoring: ScoringSettings = ScoringSettings()
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Recipe:

@@ -21,12 +21,13 @@ from featurize.user_keys import CHANGE, PLAIN, carried, claim, given_keys, store
 from infra.config import digest
 from infra.errors import UsageError
 from infra.ledger import REBUILT, Published, entry
-from infra.tables import FIELD_VALUES, FIRST_SEEN, HISTORIES, SEQUENCES
+from infra.tables import FIELD_VALUES, FIRST_SEEN, HISTORIES, RECOMMENDATIONS, SEQUENCES
 from pipelines.context import Context
 from pipelines.data_report import UNIT as DATA_REPORT
 from pipelines.event_stages import sides_config
 from pipelines.known_arrivals import KnownArrivals
 from pipelines.maintenance import REGISTRATION, pinned
+from pipelines.scoring import UNIT as SCORE
 from pipelines.user_keys import events_config
 
 UNIT = "rekey"
@@ -43,8 +44,9 @@ _TABLE_OF = {
     "samples": "samples",
 }
 """Unit -> its table with pseudonyms, in the order in which one reads the other."""
-_AGAIN = {"histories": HISTORIES.name, DATA_REPORT: FIRST_SEEN.name}
-"""Unit -> its table, which is emptied: the next run makes it from events. Histories lie in buckets by pseudonym."""
+_AGAIN = {"histories": HISTORIES.name, DATA_REPORT: FIRST_SEEN.name, SCORE: RECOMMENDATIONS.name}
+"""Unit -> its table, which is emptied: the next run makes it from events, the next `logs2rec score` its lists.
+Histories and lists lie in buckets by pseudonym."""
 
 
 def rekey(ctx: Context) -> dict[str, Any]:
@@ -88,7 +90,8 @@ def show(found: Mapping[str, Any]) -> None:
         print(f"Nothing to do: nothing is stored under another user key than {found['to']}.")
     else:
         for name, table in found["tables"].items():
-            again = " (emptied: the next run makes it again)" if name in _AGAIN.values() else ""
+            maker = "logs2rec score" if name == RECOMMENDATIONS.name else "run"
+            again = f" (emptied: the next {maker} makes it again)" if name in _AGAIN.values() else ""
             print(f"{name}: {table['rows']:,} rows in version {table['version']}{again}")
         print(f"The tables are under the user key {found['to']} now, not {found['from']}; keep all keys of the chain.")
     if found["from"] is None:

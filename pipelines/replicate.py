@@ -76,7 +76,7 @@ class ReplicatedModel(SequenceModelRun):
     """Null: `training` as it stands."""
 
     def seeded(self, seed: int) -> ReplicatedModel:
-        """With this seed of training, and of the noise at inference."""
+        """With this seed (a valid one) of training, and of the noise at inference."""
         training, evaluation = (part.model_copy(update={"seed": seed}) for part in (self.training, self.evaluation))
         return self.model_copy(update={"training": training, "evaluation": evaluation})
 
@@ -106,8 +106,9 @@ def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = No
 
     Raises UsageError for a model without a section, ConfigError naming each wrong setting.
     """
-    settings = parse(section(SETTINGS, model, overrides), ReplicatedModel, where=f"{SETTINGS.name}: {model}")
-    return settings if seed is None else settings.seeded(seed)
+    seeds = [] if seed is None else [f"{place}.seed={seed}" for place in ("training", "evaluation")]
+    found = section(SETTINGS, model, [*overrides, *seeds])
+    return parse(found, ReplicatedModel, where=f"{SETTINGS.name}: {model}")
 
 
 def replicate(

@@ -58,7 +58,7 @@ class Role:
 
         Raises UsageError for a model of another vocabulary: indices would mean other items to it.
         """
-        _require_vocabulary(artifact, items)
+        require_vocabulary(artifact, items)
         if self.name == "retrieval":
             from evaluate.retrieval import evaluate_retrieval, item_categories
 
@@ -88,7 +88,7 @@ def roles(recipe: Recipe) -> list[Role]:
     return out
 
 
-def _require_vocabulary(artifact: Path, items: Sequence[str]) -> None:
+def require_vocabulary(artifact: Path, items: Sequence[str]) -> None:
     """Vocabularies only grow, so the model's has to be the beginning of today's."""
     from featurize.vocabularies import hash_of
     from train.artifact import item_vocabulary

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as Printed
 
+from evaluate.publish.numerals import places
 from evaluate.publish.report import write_text
 from evaluate.publish.study_page import Study, column_name, render
 from infra.errors import ConfigError, TrainingError, UsageError, WorkspaceBusy
@@ -161,7 +162,7 @@ def show(outcome: Outcome) -> None:
             printed.add_column(head, min_width=22 if head == "model" else max(map(len, head.split())))
         for row in table["rows"]:
             values = [row["figures"][column] for column in table["columns"]]
-            shown = ["-" if v is None else f"{v['mean']:.2f}{_deviation(v['deviation'])}" for v in values]
+            shown = ["-" if v is None else _figure(v["mean"], v["deviation"]) for v in values]
             printed.add_row(escape(row["name"]), f"{row['seeds']} of {table['seeds']}", *shown)
         console.print(printed)
     console.print(
@@ -171,5 +172,6 @@ def show(outcome: Outcome) -> None:
     )
 
 
-def _deviation(value: float | None) -> str:
-    return "" if value is None else f" ±{value:.2f}"
+def _figure(mean: float, deviation: float | None) -> str:
+    decimals = places(mean)
+    return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ±{deviation:.{decimals}f}")

@@ -64,6 +64,8 @@ class Kind:
         """What of the settings keeps a column from being measured, in words; None if all are."""
         measured = self.sets(settings, subject)
         for column in columns:
+            if column == self.selected_by:
+                continue
             cut = re.search(r"_at_([1-9][0-9]*)$", column)
             if cut and int(cut[1]) not in settings.evaluation.ks:
                 return f"evaluation.ks has to hold {cut[1]}, which the table shows"

@@ -19,3 +19,12 @@ def number(value: Real | float) -> str:
         return "not defined"
     tiny = figure != 0 and abs(figure) < 0.001
     return (f"{figure:.4g}" if tiny or math.isinf(figure) else f"{figure:,.4f}").replace("-", "−")
+
+
+def places(mean: float) -> int:
+    """Decimals of a mean over repetitions: four of what is below 1 (a loss, a share), two of what is in percent.
+
+    >>> places(77.4), places(0.57)
+    (2, 4)
+    """
+    return 2 if abs(mean) >= 1 else 4

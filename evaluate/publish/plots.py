@@ -65,16 +65,19 @@ def _figure(name: str, values: Sequence[float], plots: Trend) -> str:
 def _shared(name: str, plots: Trend) -> str:
     """All lines in one plot, each with its colour and words below."""
     span = _span([value for _, values in plots.lines for value in values])
-    lines = [
-        f'<g class="line-{n % _COLOURS}">{_line(v, plots.epochs, span)}</g>' for n, (_, v) in enumerate(plots.lines)
-    ]
+    lines = [f'<g class="{_look(n)}">{_line(v, plots.epochs, span)}</g>' for n, (_, v) in enumerate(plots.lines)]
     drawn = _axes(name, span, plots.epochs, plots.axis) + "".join(lines)
     keys = "".join(
-        f'<li><svg class="key line-{n % _COLOURS}" aria-hidden="true" viewBox="0 0 24 8"><path class="line" '
+        f'<li><svg class="key {_look(n)}" aria-hidden="true" viewBox="0 0 24 8"><path class="line" '
         f'd="M0 4H24"/></svg> {escape(label)}: {_ends(values, plots)}</li>'
         for n, (label, values) in enumerate(plots.lines)
     )
     return f'<figure class="trend">{_svg(name, drawn, plots)}</figure>\n<ul class="keys">{keys}</ul>'
+
+
+def _look(number: int) -> str:
+    """A line's colour; from the ninth on they come again, dashed."""
+    return f"line-{number % _COLOURS}" + (" dashed" if number >= _COLOURS else "")
 
 
 def _svg(name: str, drawn: str, plots: Trend) -> str:
@@ -179,6 +182,7 @@ STYLE = """
 .grid { stroke: var(--rule); }
 .tick { stroke: var(--soft); }
 .line { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round; }
+.dashed .line { stroke-dasharray: 5 4; }
 .keys { margin: 0; padding: 0; list-style: none; font-size: .85rem; }
 .key { display: inline-block; width: 1.5rem; height: .5rem; }
 .line-0 { --accent: var(--line-0); }

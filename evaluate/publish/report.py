@@ -24,7 +24,7 @@ import numpy as np
 from evaluate.decision.gate import Decision
 from evaluate.decision.repeated import Spread
 from evaluate.decision.statistics import Interval
-from evaluate.publish.numerals import number
+from evaluate.publish.numerals import number, places
 from evaluate.publish.plots import STYLE, Trend, trend
 from infra.disk import sync
 from infra.errors import UsageError
@@ -249,9 +249,10 @@ def _cell(value: object) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, Spread):
-        shown = f'<data value="{value.mean!r}">{value.mean:,.2f}</data>'
+        decimals = places(value.mean)
+        shown = f'<data value="{value.mean!r}">{value.mean:,.{decimals}f}</data>'
         if value.deviation is not None:
-            shown += f' ± <data value="{value.deviation!r}">{value.deviation:,.2f}</data>'
+            shown += f' ± <data value="{value.deviation!r}">{value.deviation:,.{decimals}f}</data>'
         return shown.replace(">-", ">−")
     if isinstance(value, Real):
         return f'<data value="{value!s}">{number(value)}</data>'

@@ -28,6 +28,7 @@ _SETS = {
     "lists": "of lists",
     "table": "item table",
 }
+_METRICS = {"auc": "AUC", "uauc": "UAUC", "auc_area": "area under AUC", "uauc_area": "area under UAUC"}
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,9 @@ def _results(table: StudyTable) -> Section:
 def _differences(table: StudyTable) -> Intervals:
     rows = [(_label(c), c.comparison.difference) for c in table.contrasts if c.comparison is not None]
     about = (
-        "The first's figure minus the second's, in percentage points (of lists as it is), with its 95 % interval "
-        "(paired bootstrap over users, each user's value averaged over the seeds that both have). The users vary, the "
-        "trained models do not: the spread over seeds stands above."
+        "The first's figure minus the second's, in percentage points (of lists, losses and calibration as it is), with "
+        "its 95 % interval (paired bootstrap over users, each user's value averaged over the seeds that both have). "
+        "The users vary, the trained models do not: the spread over seeds stands above."
     )
     return Intervals(f"{table.title}: differences", about, rows, 0.0)
 
@@ -209,11 +210,20 @@ def column_name(name: str) -> str:
 
     >>> column_name("history_removed/ndcg_at_20")
     'NDCG@20, history removed'
+    >>> column_name("at_random_50/auc"), column_name("as_planted/log_loss")
+    ('AUC, at random, 50 % removed', 'log loss, as planted')
     """
-    candidates, _, metric = name.partition("/")
-    return f"{_metric(metric)}, {_SETS.get(candidates, candidates)}"
+    of, _, metric = name.partition("/")
+    return f"{_metric(metric)}, {_SETS.get(of) or _scenario(of)}"
 
 
 def _metric(name: str) -> str:
     measure, at, cutoff = name.partition("_at_")
-    return f"{measure.upper()}@{cutoff}" if at else measure.replace("_", " ")
+    return f"{measure.upper()}@{cutoff}" if at else _METRICS.get(name, name.replace("_", " "))
+
+
+def _scenario(name: str) -> str:
+    """A set that is named for what is missing in it."""
+    pattern, _, percent = name.rpartition("_")
+    words = pattern if percent.isdigit() else name
+    return words.replace("_", " ") + (f", {percent} % removed" if percent.isdigit() else "")

@@ -16,6 +16,7 @@ from typing import Any
 
 import duckdb
 import mlflow
+import pandas as pd
 import polars as pl
 import pytest
 
@@ -233,6 +234,68 @@ def test_promote_asks_the_gate_again(line: Line, store: mlflow.MlflowClient) -> 
     assert moved.json["models"][0]["verdict"] == "promote"
     assert store.get_model_version_by_alias("small.ranking", "champion").version == 1
     assert logs2rec("run", "--config", line.recipe).code == 0  # nothing is held any more
+
+
+class TestLists:
+    """After both roles have a champion."""
+
+    ASKED = ("score", "--json", "--set", "scoring.k=5")
+
+    def test_every_user_gets_the_best_eligible_items_not_seen(self, line: Line, store: mlflow.MlflowClient) -> None:
+        eligible = line.folder / "eligible.csv"
+        eligible.write_text("note,item\n" + "".join(f"x,i{n}\n" for n in range(50)))
+        done = logs2rec(*self.ASKED, "--config", line.recipe, "--set", f"scoring.eligible={eligible}")
+        assert done.code == 0, done.stderr
+        version = done.json["outputs"]["recommendations"]
+        lists = line.lake.read("recommendations", version)  # noqa: F841 - DuckDB reads it by its name
+        events = line.lake.read("events", line.stage("events")["outputs"]["events"])  # noqa: F841
+        wrong = duckdb.sql(
+            "select count(*) from lists join (select distinct \"user\", item from events where type = 'click') "
+            'using ("user", item)'
+        )
+        assert wrong.fetchall() == [(0,)]
+        users, most, odd = duckdb.sql(
+            "select count(distinct \"user\"), max(rank), count(*) filter (ltrim(item, 'i')::int >= 50) from lists"
+        ).fetchall()[0]
+        clicked = duckdb.sql("select count(distinct \"user\") from events where type = 'click'").fetchall()[0][0]
+        assert (users, most, odd) == (clicked + 1, 5, 0)  # and the list for whoever has none
+        assert done.json["items_eligible"] == 50
+        assert done.json["registered"] == {"retrieval": "1", "ranking": "1"}
+        again = logs2rec(*self.ASKED, "--config", line.recipe, "--set", f"scoring.eligible={eligible}")
+        assert again.json == done.json
+        assert "score 2026-01-06: already published" in again.stderr
+
+    def test_scores_are_the_registered_models_answers_to_raw_features(
+        self, line: Line, store: mlflow.MlflowClient
+    ) -> None:
+        lists = line.lake.read("recommendations", line.lake.version("recommendations") or 0).to_pandas()
+        lists = lists[lists["source"] == "ranking"]
+        assert len(lists) > 100
+        sides = {}
+        for name, key in (("users", "user_id"), ("items", "item_id")):
+            rows = map(json.loads, (line.folder / "raw" / f"{name}.jsonl").read_text().splitlines())
+            sides[name] = {row[key]: row for row in rows}
+        raw = pd.DataFrame(
+            {
+                "user": user, "item": item, **{f: sides["users"].get(user, {}).get(f) for f in ("segment", "joined")},
+                **{f: sides["items"].get(item, {}).get(f) for f in ("category", "tags", "quality")},
+            }
+            for user, item in zip(lists["user"], lists["item"], strict=True)
+        ).astype({"joined": float})  # fmt: skip
+        model = mlflow.pyfunc.load_model("models:/small.ranking@champion")
+        assert model.predict(raw)["probability"].to_numpy() == pytest.approx(lists["score"].to_numpy(), abs=1e-6)
+
+    def test_a_day_that_is_not_there(self, line: Line) -> None:
+        done = logs2rec("score", "--config", line.recipe, "--date", "2026-01-04", "--json")
+        assert done.code == 2
+        assert "stage score: needs" in done.json["error"]
+
+    def test_a_file_without_items(self, line: Line) -> None:
+        (line.folder / "nothing.csv").write_text("article\ni1\n")
+        wrong = ("--set", f"scoring.eligible={line.folder / 'nothing.csv'}")
+        done = logs2rec("score", "--config", line.recipe, "--json", *wrong)
+        assert done.code == 3
+        assert "needs one column 'item'; it has article" in done.json["error"]
 
 
 def test_an_alias_moved_by_hand_is_what_run_reports(line: Line, store: mlflow.MlflowClient) -> None:

@@ -352,6 +352,12 @@ class TestPlans:
         with pytest.raises(ConfigError, match=r"tables\.0\.rows\.0: evaluation\.ks has to hold 20"):
             carried_out(planned(tmp_path, data, [row]), tmp_path / "out")
 
+    def test_validation_needs_no_cutoff(self, tmp_path: Path, data: Path) -> None:
+        row = {"name": "popularity", "model": "popularity", "set": {"evaluation.ks": [10]}}
+        table = {"title": "t", "data": "small", "rows": [row], "compare": ["all_items/ndcg_at_10"],
+                 "columns": ["all_items/ndcg_at_10", "valid/ndcg_at_20"]}  # fmt: skip
+        assert len(carried_out(planned(tmp_path, data, tables=[table]), tmp_path / "out").measured) == 2
+
     def test_the_shipped_plan(self) -> None:
         plan = study_plan.read(RECIPES / "study.yaml")
         tables = study_plan.resolve(Path("study.yaml"), plan, dict.fromkeys(plan.data, NO_SPLIT))

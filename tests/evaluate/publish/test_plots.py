@@ -131,3 +131,10 @@ class TestOneFrame:
             "first: 70.0000 at percent 0, 60.0000 at percent 50",
             f"{HOSTILE}: 80.0000 at percent 0, 50.0000 at percent 50",
         ]
+
+    def test_the_ninth_line_has_the_first_ones_colour_and_is_dashed(self) -> None:
+        lines = [(f"{n}", (1.0, float(n))) for n in range(10)]
+        page = ElementTree.fromstring(trend(Trend("t", "e", [0, 50], lines, frame="AUC"), "a"))
+        looks = [g.attrib["class"] for g in page.iter("g")]
+        assert len(set(looks)) == 10
+        assert looks[8:] == ["line-0 dashed", "line-1 dashed"]
