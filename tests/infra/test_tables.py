@@ -34,6 +34,7 @@ ALL = (
     tables.MISSING_RATES,
     tables.RUNS,
     tables.PROMOTIONS,
+    tables.RECOMMENDATIONS,
 )
 
 each = pytest.mark.parametrize("table", ALL, ids=[t.name for t in ALL])

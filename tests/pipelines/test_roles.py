@@ -9,7 +9,7 @@ import pytest
 
 from featurize.vocabularies import hash_of
 from infra.errors import UsageError
-from pipelines.roles import _require_vocabulary
+from pipelines.roles import require_vocabulary
 from train import artifact
 from train.configs import PopularityConfig
 
@@ -34,12 +34,12 @@ def saved(path: Path, keys: list[str]) -> Path:
 
 def test_a_vocabulary_that_has_grown_is_the_same(tmp_path: Path) -> None:
     path = saved(tmp_path / "m", ["ant", "bee", "cow"])
-    _require_vocabulary(path, ["ant", "bee", "cow"])
-    _require_vocabulary(path, ["ant", "bee", "cow", "doe"])
+    require_vocabulary(path, ["ant", "bee", "cow"])
+    require_vocabulary(path, ["ant", "bee", "cow", "doe"])
 
 
 @pytest.mark.parametrize("today", [["ant", "cow", "bee"], ["ant", "bee"], ["ant", "bee", "cod", "doe"], []])
 def test_another_one_is_refused(tmp_path: Path, today: list[str]) -> None:
     path = saved(tmp_path / "m", ["ant", "bee", "cow"])
     with pytest.raises(UsageError, match="another item vocabulary"):
-        _require_vocabulary(path, today)
+        require_vocabulary(path, today)
