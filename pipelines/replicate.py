@@ -25,14 +25,7 @@ from pipelines import published_split, split_categories
 from pipelines.progress import Progress
 from pipelines.published_split import AS_OF, PublishedSplit
 from pipelines.recipe import SequenceModelRun
-from pipelines.workbench import (
-    Outputs,
-    Replication,
-    Workbench,
-    figure,
-    section,
-    workbench,
-)
+from pipelines.workbench import Outputs, Replication, Workbench, figure, section, workbench
 from train.settings import TrainingSettings
 
 if TYPE_CHECKING:

@@ -128,7 +128,6 @@ class _Maker:
         """Rows of today's catalogue; in their order, so that ties stay in order of index."""
         self.place_V = np.zeros(len(catalogue.eligible_V), np.int64)
         self.place_V[self.kept_E] = np.arange(len(self.kept_E))
-        self.place_V[:FIRST_INDEX] = 0
         table_VD = model.item_table()
         self.e_ED = None if table_VD is None else table_VD[torch.from_numpy(self.kept_E)]
 
@@ -143,7 +142,8 @@ class _Maker:
         items_BK, score_BK = items_BC[:, :k], score_BC[:, :k]
         source_BK = np.full(items_BK.shape, SOURCES.index(source), np.int8)
         for row in np.flatnonzero((items_BK == PADDING).any(axis=1)):
-            self._fill(items_BK[row], score_BK[row], source_BK[row], self._seen(bucket, rows_B[row : row + 1])[0])
+            seen_H = self._seen(bucket, rows_B[row : row + 1])[0]
+            _fill(self.catalogue, items_BK[row], score_BK[row], source_BK[row], seen_H)
         return items_BK, score_BK, source_BK
 
     def _seen(self, bucket: Bucket, rows_B: Ints) -> Ints:
@@ -180,22 +180,21 @@ class _Maker:
         order_BC = np.lexsort((items_BC, -p_BC), axis=1)
         return np.take_along_axis(items_BC, order_BC, 1), np.take_along_axis(p_BC, order_BC, 1)
 
-    def _fill(self, items_K: Ints, score_K: Floats, source_K: NDArray[np.int8], seen_H: Ints) -> None:
-        """What is popular into the empty places at the end of a list, as far as there is enough."""
-        have = int((items_K != PADDING).sum())
-        popular = self.catalogue.popular
-        chosen = np.flatnonzero(~np.isin(popular, np.concatenate([items_K, seen_H])))[: len(items_K) - have]
-        into = slice(have, have + len(chosen))
-        items_K[into], score_K[into] = popular[chosen], self.catalogue.takers[chosen]
-        source_K[into] = SOURCES.index(POPULAR)
+
+def _fill(catalogue: Catalogue, items_K: Ints, score_K: Floats, source_K: NDArray[np.int8], seen_H: Ints) -> None:
+    """What is popular into the empty places at the end of a list, as far as there is enough."""
+    have, popular = int((items_K != PADDING).sum()), catalogue.popular
+    chosen = np.flatnonzero(~np.isin(popular, np.concatenate([items_K, seen_H])))[: len(items_K) - have]
+    into = slice(have, have + len(chosen))
+    items_K[into], score_K[into] = popular[chosen], catalogue.takers[chosen]
+    source_K[into] = SOURCES.index(POPULAR)
 
 
 def for_anybody(catalogue: Catalogue, k: int) -> Lists:
     """The one list of ANYBODY: the most popular eligible items."""
-    items_1K, score_1K = np.zeros((1, k), np.int64), np.zeros((1, k))
-    found = min(k, len(catalogue.popular))
-    items_1K[0, :found], score_1K[0, :found] = catalogue.popular[:found], catalogue.takers[:found]
-    return Lists(items_1K, score_1K, np.full((1, k), SOURCES.index(POPULAR), np.int8))
+    made = Lists(np.zeros((1, k), np.int64), np.zeros((1, k)), np.zeros((1, k), np.int8))
+    _fill(catalogue, made.items_UK[0], made.score_UK[0], made.source_UK[0], np.zeros(0, np.int64))
+    return made
 
 
 def rows(made: Lists, users: pa.Array, keys: pa.Array, versions: Sequence[str | None]) -> pa.Table:
