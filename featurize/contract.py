@@ -17,6 +17,9 @@ from infra.tables import Kind
 
 FileFormat = Literal["json", "csv", "parquet"]
 
+TIME_PARTS = ("hour", "weekday")
+"""What an event's time says: see featurize.time_fields."""
+
 Value = Annotated[str, BeforeValidator(lambda v: text(v) if isinstance(v, int | float) else v)]
 """A logged value as text; a number written without quotes is read the way the log's numbers are."""
 
@@ -99,9 +102,9 @@ class FeatureField(Settings):
     kind: Kind
     """categorical, numeric or multi (a list, or text cut at `separator`)."""
     column: str | None = None
-    """Column in the raw log or side file; the field's own name if left out."""
-    source: Literal["log", "users", "items"] = "log"
-    """The log itself, or the side file that is joined by user or item id."""
+    """Column in the raw log or side file, or the part of the time; the field's own name if left out."""
+    source: Literal["log", "users", "items", "time"] = "log"
+    """The log itself, the side file that is joined by user or item id, or the event's time: its `hour` or `weekday`."""
     separator: str | None = Field(None, min_length=1)
     """multi from text: where to cut."""
 
@@ -109,6 +112,16 @@ class FeatureField(Settings):
     def _of_lists(self) -> FeatureField:
         if self.separator is not None and self.kind is not Kind.MULTI:
             raise ValueError(f"separator: only a multi field is cut, and {self.name} is {self.kind.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _of_time(self) -> FeatureField:
+        if self.source == "time" and self.raw_column not in TIME_PARTS:
+            raise ValueError(
+                f"column: of an event's time there are {', '.join(TIME_PARTS)}, and no {self.raw_column!r}"
+            )
+        if self.source == "time" and self.kind is not Kind.CATEGORICAL:
+            raise ValueError(f"kind: {self.name} comes from the event's time, and is categorical")
         return self
 
     @property

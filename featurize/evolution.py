@@ -182,6 +182,8 @@ def _fields(old: Contract, new: Contract) -> Iterator[Difference]:
 def _absence(field: FeatureField) -> str:
     if field.source == "log":
         return "missing in older arrivals"
+    if field.source == "time":
+        return f"read from the events' times, {_LATER_STAGES}"
     return f"read from the side file of the {field.source} as it is now"
 
 
@@ -195,6 +197,8 @@ def _field(setting: str, old: FeatureField, new: FeatureField) -> Iterator[Diffe
         verdict, why = Verdict.REBUILD, "older arrivals were ingested otherwise"
         if part == "kind":
             why = "its column in the tables holds values of the other kind"
+        elif part == "column" and new.source == "time":
+            verdict, why = Verdict.COMPATIBLE, _absence(new)
         elif part == "column":
             verdict, why = Verdict.COMPATIBLE, "taken for the same values under another column name"
         elif part == "separator":

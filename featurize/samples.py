@@ -21,6 +21,7 @@ from featurize import delta, negatives, past, vocabularies
 from featurize.field_statistics import describe
 from featurize.indexing import Catalogue, indexed, looked_up
 from featurize.point_in_time import with_sides
+from featurize.time_fields import with_time_fields
 from featurize.vocabularies import ITEM, USER
 from infra.commit import DataFile, commit, write_file
 from infra.errors import DataRefused, EmptySplit
@@ -149,6 +150,7 @@ def _rows(run: _Run) -> tuple[DataFrame, list[DataFile]]:
     else:
         rows = rows.withColumn("draw", F.lit(0)).withColumn("label_source", F.lit("observed"))
     rows = with_sides(run.spark, run.lake, run.contract, rows, run.inputs, run.arrivals[-1])
+    rows = with_time_fields(rows, run.contract)
     rows = rows.withColumn(column_of(USER), F.col("user"))
     rows = rows.withColumn(column_of(ITEM), F.col("item_index" if looks_back else "item"))
     return rows.withColumn(column_of(HISTORY), F.col("history")) if settings.history else rows, popular

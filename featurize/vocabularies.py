@@ -23,6 +23,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from featurize import delta
+from featurize.time_fields import with_time_fields
 from infra.commit import DataFile, astray, commit
 from infra.errors import AuditError, DataRefused
 from infra.lake import Lake
@@ -255,9 +256,10 @@ def _counts(
 
     log = delta.read(spark, lake, events(contract.kinds_from("log")), inputs["events"], {"arrival": list(arrivals)})
     parts = [occurrences(log, ITEM, F.col("item"), False), occurrences(log, USER, F.col("user"), False)]
-    for source in ("log", "users", "items"):
-        frame = log
-        if source != "log" and contract.kinds_from(source):
+    log = with_time_fields(log, contract)
+    for source in ("log", "time", "users", "items"):
+        frame, of_side = log, source in ("users", "items")
+        if of_side and contract.kinds_from(source):
             table = side_features(source[:-1], contract.kinds_from(source))
             version = inputs[table.name]
             snapshots = side_snapshots(lake, table.name, version, arrivals[-1])
@@ -266,9 +268,7 @@ def _counts(
         for name, kind in contract.kinds_from(source):
             if kind is not Kind.NUMERIC:
                 column = F.col(column_of(name))
-                parts.append(
-                    occurrences(frame, name, F.explode(column) if kind is Kind.MULTI else column, source != "log")
-                )
+                parts.append(occurrences(frame, name, F.explode(column) if kind is Kind.MULTI else column, of_side))
     return reduce(lambda left, right: left.unionByName(right), parts)
 
 

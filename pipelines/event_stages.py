@@ -216,7 +216,7 @@ def _ingest(ctx: Context, files: Mapping[str, list[RawFile]], plan: _Plan, previ
 def sides_config(ctx: Context, keys: UserKeys | None) -> dict[str, Any]:
     """What the side tables are a function of beside the files."""
     sections = [s.model_dump(mode="json") for s in (ctx.contract.users, ctx.contract.items) if s is not None]
-    fields = [f.model_dump(mode="json") for f in ctx.contract.fields if f.source != "log"]
+    fields = [f.model_dump(mode="json") for f in ctx.contract.fields if f.source in ("users", "items")]
     return {"sides": sections, "fields": fields, "userKeyId": key_id(keys)}
 
 

@@ -81,6 +81,8 @@ CATEGORICAL = {"name": "x", "kind": "categorical"}
         ({"fields": [{**CATEGORICAL, "separator": " "}]}, "separator: only a multi field"),
         ({"fields": [{**CATEGORICAL, "name": f"f{i}"} for i in range(61)]}, "at most 60"),
         ({"fields": [{**CATEGORICAL, "source": "items"}]}, "items: a field comes from there"),
+        ({"fields": [{**CATEGORICAL, "source": "time"}]}, "column: of an event's time there are hour, weekday"),
+        ({"fields": [{"name": "hour", "kind": "numeric", "source": "time"}]}, "kind: hour comes from the event's time"),
         ({"users": {"path": "{date}.csv", "format": "csv", "key": "u"}}, "side files carry no {date}"),
         ({"event_id": "id", "key": ["a"]}, "key: event_id identifies"),
         ({"context": ["view"]}, "context: without targets"),

@@ -79,6 +79,10 @@ COMPATIBLE = {
     "field's column renamed": ({"fields__0__column": "dev"}, {"fields.device.column"}),
     "separator": ({"fields__1__separator": ","}, {"fields.tags.separator"}),
     "field's source": ({"fields__2__source": "log"}, {"fields.age.source"}),
+    "field from the time": (
+        {"fields__0": {"name": "device", "kind": "categorical", "source": "time", "column": "hour"}},
+        {"fields.device.source", "fields.device.column"},
+    ),
     "order of fields": ({"fields": [BASE["fields"][i] for i in (1, 0, 2)]}, {"fields"}),
 }
 

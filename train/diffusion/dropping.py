@@ -10,11 +10,15 @@ from torch import Tensor
 
 
 def drop(
-    missing_BN: Tensor, generator: torch.Generator, counted: bool = True, weight_N: Tensor | None = None
+    missing_BN: Tensor,
+    generator: torch.Generator,
+    counted: bool = True,
+    weight_N: Tensor | None = None,
+    power: float = 1.0,
 ) -> Tensor:
-    """Which fields are missing after T ~ Uniform{0, ..., N} steps, T drawn per sample.
+    """Which fields are missing after T = floor((N + 1) u^power) steps, u ~ Uniform[0, 1) drawn per sample.
 
-    T steps, each dropping a field not yet dropped, leave a random set of T fields: those that a random permutation
+    With power 1 T is uniform on {0, ..., N}; with more it is rather small. T steps, each dropping a field not yet dropped, leave a random set of T fields: those that a random permutation
     places first. Fields that are really missing stay missing. `counted`: they are drawn among the others and count in
     T; if not, N is the number of fields that are there. `weight_N`: each step draws a field in proportion to its
     weight, those of weight 0 when no other is left (and uniformly among themselves); None or all 0: uniformly.
@@ -26,7 +30,7 @@ def drop(
     device = generator.device
     gone_BN = None if counted else missing_BN.to(device)
     most_B = fields if gone_BN is None else fields - gone_BN.sum(dim=1)
-    steps_B = (torch.rand(batch, generator=generator, device=device) * (most_B + 1)).long()
+    steps_B = (torch.rand(batch, generator=generator, device=device) ** power * (most_B + 1)).long()
     # A permutation by weights w: the order of E_n / w_n, E_n exponential (Efraimidis and Spirakis, 2006).
     turn_BN = torch.rand(batch, fields, generator=generator, device=device).log().neg()
     if weight_N is not None:

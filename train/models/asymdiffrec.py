@@ -2,13 +2,15 @@
 
 Around any base p = f(h(x)): T fields of x_0 are dropped, s marks the missing ones in x_T, and one call of a two-layer
 network restores the latent: z_0' = g([s, h(x_T)]). No code is published; the equations are those that chapter 9
-of github.com/datawhalechina/fun-rec has of the paper.
+of github.com/datawhalechina/fun-rec has of the paper. By default g gives what is to be added (`residual`):
+
+    z_0' = z_T + sqrt(|s| / N) g([s, z_T])
 
     L = L_main + recon_weight * L_recon + aux_weight * L_aux
 
-Serving goes through g as well: logits = f(g([s, h(x)])) with s the really missing fields; T = 0 is
-among the training draws, so g knows complete samples too. Where the paper is silent there are switches
-(train/ranking_configs.py).
+Serving goes that way too: logits = f(z_0') with s the really missing fields. A complete sample has none, and its z_0'
+is z_0; without `residual` g knows complete samples from training, where T may be 0. Where the paper is silent there
+are switches (train/ranking_configs.py).
 
 Shapes: B samples, N fields, D width of h(x).
 """
@@ -45,7 +47,7 @@ class AsymDiffRec(Wrapped):
         `stop_gradient` is set. L_aux is the task loss of f(z_0').
         """
         config = self.config
-        missing_BN = drop(batch.missing_BN, generator, config.count_missing, self.weight_N)
+        missing_BN = drop(batch.missing_BN, generator, config.count_missing, self.weight_N, config.drop_power)
         z0_BD = self.base.encode(batch)
         restored_BD = self._restore(batch.with_missing(missing_BN))
         aim_BD = z0_BD.detach() if config.stop_gradient else z0_BD
@@ -57,14 +59,15 @@ class AsymDiffRec(Wrapped):
         return LossParts(terms, batch.counts)
 
     def logits(self, batch: RankingBatch) -> Tensor:
-        """y_B = f(g([s, h(x)])). Put the model in eval mode before scoring."""
+        """y_B = f(z_0'). Put the model in eval mode before scoring."""
         return self._head(self._restore(batch))
 
     def _restore(self, batch: RankingBatch) -> Tensor:
-        """z_0'_BD = g([s, h(x)]), s = the batch's missing fields."""
+        """z_0'_BD of z_T = h(x), s = the batch's missing fields."""
         z_BD = self.base.encode(batch)
-        restored_BD: Tensor = self.reverse(torch.cat([batch.missing_BN.to(z_BD.dtype), z_BD], dim=1))
-        return restored_BD
+        s_BN = batch.missing_BN.to(z_BD.dtype)
+        g_BD: Tensor = self.reverse(torch.cat([s_BN, z_BD], dim=1))
+        return z_BD + s_BN.mean(dim=1, keepdim=True).sqrt() * g_BD if self.config.residual else g_BD
 
     def _head(self, z_BD: Tensor) -> Tensor:
         return self.base.head(z_BD) if self.own_head is None else self.own_head(z_BD)[:, 0]

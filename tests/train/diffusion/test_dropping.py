@@ -22,6 +22,15 @@ def test_the_number_of_dropped_fields_is_uniform_from_none_to_all():
     assert count.tolist() == pytest.approx([0.2] * 5, abs=0.01)
 
 
+@pytest.mark.parametrize("power", [0.5, 2.0])
+def test_a_power_makes_the_number_small_or_large(power):
+    """P(T >= t) = P(u >= (t / (N + 1))^(1 / power))."""
+    none = torch.zeros(DRAWS, 4, dtype=torch.bool)
+    count = drop(none, torch.Generator().manual_seed(0), power=power).sum(dim=1).bincount(minlength=5) / DRAWS
+    below = [(t / 5) ** (1 / power) for t in range(6)]
+    assert count.tolist() == pytest.approx([b - a for a, b in zip(below, below[1:], strict=False)], abs=0.01)
+
+
 def test_every_field_is_dropped_half_of_the_time():
     assert dropped(4).float().mean(dim=0).tolist() == pytest.approx([0.5] * 4, abs=0.01)
 

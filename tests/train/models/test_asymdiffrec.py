@@ -27,7 +27,14 @@ class TestAsymDiffRec(RankingModelContract):
 
 class TestGradientThroughTheTarget(RankingModelContract):
     def build(self):
-        return AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, stop_gradient=False), FIELDS)
+        # Through z_0 the shipped weight of L_recon shrinks h faster than so few steps can teach it the rule.
+        return AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, stop_gradient=False, recon_weight=1.0), FIELDS)
+
+
+class TestAsThePaperWritesIt(RankingModelContract):
+    def build(self):
+        paper = AsymDiffRecConfig(base=BASE, hidden=12, residual=False, drop_power=1.0, recon_weight=8.0)  # h is 8 wide
+        return AsymDiffRec(paper, FIELDS)
 
 
 def reverse(model, missing, z):
@@ -37,11 +44,15 @@ def reverse(model, missing, z):
     return hidden @ second.weight.T + second.bias
 
 
-def test_the_loss_is_the_papers_sum_by_hand():
-    model, batch = asymdiffrec(recon_weight=0.5, aux_weight=2.0), impressions(16)
-    missing = drop(batch.missing_BN, seeded(3))
+@pytest.mark.parametrize(("residual", "power"), [(False, 1.0), (True, 2.0)])
+def test_the_loss_is_the_papers_sum_by_hand(residual, power):
+    model, batch = asymdiffrec(recon_weight=0.5, aux_weight=2.0, residual=residual, drop_power=power), impressions(16)
+    missing = drop(batch.missing_BN, seeded(3), power=power)
     z0 = model.base.encode(batch)
-    restored = reverse(model, missing, model.base.encode(batch.with_missing(missing)))
+    z = model.base.encode(batch.with_missing(missing))
+    restored = reverse(model, missing, z)
+    if residual:
+        restored = z + missing.float().mean(dim=1).sqrt()[:, None] * restored
     main = F.binary_cross_entropy(model.base.head(z0).sigmoid(), batch.label_B)
     aux = F.binary_cross_entropy(model.base.head(restored).sigmoid(), batch.label_B)
     recon = sum(((a - b) ** 2).sum() / 8 for a, b in zip(restored, z0, strict=True)) / 16
@@ -53,9 +64,16 @@ def test_the_loss_is_the_papers_sum_by_hand():
 
 
 def test_serving_restores_with_the_really_missing_fields():
-    model, batch = asymdiffrec(), impressions()
+    model, batch = asymdiffrec(residual=False), impressions()
     restored = reverse(model, batch.missing_BN, model.base.encode(batch))
     torch.testing.assert_close(model.logits(batch), model.base.head(restored))
+
+
+def test_with_a_residual_a_complete_sample_is_served_as_the_base_serves_it():
+    model, batch = asymdiffrec(), impressions()
+    complete = batch.with_missing(torch.zeros_like(batch.missing_BN))
+    assert torch.equal(model.logits(complete), model.base.logits(complete))
+    assert not torch.allclose(model.logits(batch), model.base.logits(batch))
 
 
 def test_the_main_loss_sees_the_sample_as_logged():
@@ -79,12 +97,14 @@ def test_really_missing_fields_are_missing_after_dropping_too():
 @pytest.mark.parametrize("stop", [True, False])
 def test_the_gradient_of_the_reconstruction_target(stop):
     """With g = 0 the restored vector is 0 and constant: L_recon reaches h through z_0 or not at all."""
-    model, batch = asymdiffrec(stop_gradient=stop), impressions(4)
+    model, batch = asymdiffrec(stop_gradient=stop, residual=False), impressions(4)
     for parameter in model.reverse.parameters():
         torch.nn.init.zeros_(parameter)
     z0 = model.base.encode(batch)
     expected = torch.autograd.grad(z0.square().mean(), model.base.fields.missing_NW)[0]
-    only_recon = AsymDiffRecConfig(base=BASE, hidden=12, stop_gradient=stop, aux_weight=0.0)
+    only_recon = AsymDiffRecConfig(
+        base=BASE, hidden=12, stop_gradient=stop, aux_weight=0.0, residual=False, recon_weight=1.0
+    )
     model.config = only_recon
     total = model.loss(batch, seeded()).total
     main = model.base.loss(batch, seeded()).total
@@ -111,7 +131,7 @@ def test_the_base_is_a_dnn_unless_it_says_otherwise():
 
 
 def test_a_head_of_its_own_for_what_is_restored():
-    model, batch = asymdiffrec(shared_head=False), impressions(16)
+    model, batch = asymdiffrec(shared_head=False, residual=False), impressions(16)
     restored = reverse(model, batch.missing_BN, model.base.encode(batch))
     own = restored @ model.own_head.weight[0] + model.own_head.bias
     torch.testing.assert_close(model.logits(batch), own)
@@ -124,10 +144,11 @@ def test_a_head_of_its_own_for_what_is_restored():
 def test_how_fields_are_dropped(counted, by):
     torch.manual_seed(0)
     fields = [replace(spec, missing_rate=rate) for spec, rate in zip(FIELDS, (0.5, 0.0, 0.2, 0.0), strict=True)]
-    model = AsymDiffRec(AsymDiffRecConfig(base=BASE, hidden=12, count_missing=counted, drop_by=by), fields).eval()
+    config = AsymDiffRecConfig(base=BASE, hidden=12, count_missing=counted, drop_by=by, residual=False, drop_power=1.5)
+    model = AsymDiffRec(config, fields).eval()
     batch = impressions(16)
     rates = torch.tensor([0.5, 0.0, 0.2, 0.0]) if by == "missing_rate" else None
-    missing = drop(batch.missing_BN, seeded(3), counted, rates)
+    missing = drop(batch.missing_BN, seeded(3), counted, rates, 1.5)
     aux = F.binary_cross_entropy(
         model.base.head(reverse(model, missing, model.base.encode(batch.with_missing(missing)))).sigmoid(),
         batch.label_B,

@@ -1,0 +1,29 @@
+"""Feature fields that an event's own time says (`source: time` in the contract): no file brings them, none is missing.
+
+`hour` is the hour of the day, "0" to "23", `weekday` the day of the week, "1" (Monday) to "7" as ISO 8601 counts; both
+in UTC, as all dates here. A list that is made in advance cannot know when it will be seen: there they are missing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from infra.tables import column_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import Column, DataFrame
+
+    from featurize.contract import Contract
+
+
+def with_time_fields(frame: DataFrame, contract: Contract) -> DataFrame:
+    """The frame (`ts`) with the contract's time fields, as text."""
+    for field in contract.fields_from("time"):
+        frame = frame.withColumn(column_of(field.name), _part(field.raw_column).cast("string"))
+    return frame
+
+
+def _part(name: str) -> Column:
+    from pyspark.sql import functions as F
+
+    return {"hour": F.hour("ts"), "weekday": F.weekday("ts") + 1}[name]
