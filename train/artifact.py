@@ -40,9 +40,9 @@ from train.checkpoint import (
     write_tensors,
 )
 from train.configs import ModelConfig, RankingConfig, SequenceConfig
-from train.item_table import ItemTable
 from train.models import build_ranking, build_sequence
 from train.protocol import FieldSpec
+from train.table_shard import LargeTable
 
 ARTIFACT_FORMAT = "logs2rec-model"
 FORMAT_VERSION = 1
@@ -76,15 +76,15 @@ class Loaded:
 
 
 def build(
-    config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec], items: ItemTable | None = None
+    config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec], table: LargeTable | None = None
 ) -> nn.Module:
-    """The freshly initialised model, on the table `items` if given; the one place that tells the two kinds apart."""
+    """The freshly initialised model, on the table (of items, or of the fields' values) if one is given."""
     if config.kind == "ranking":
-        model: Any = build_ranking(config, fields)
+        model: Any = build_ranking(config, fields, table)
     elif catalogue is None:
         raise ConfigError(f"model {config.model}: a sequence model needs the size of the catalogue")
     else:
-        model = build_sequence(config, catalogue, items)
+        model = build_sequence(config, catalogue, table)
     return model
 
 

@@ -1,6 +1,6 @@
 """Checkpoints: a directory that is complete or does not exist. Tensors in safetensors, the rest in JSON.
 
-Every rank writes its random state, and its rows of a sharded item table; all wait; rank 0 writes the rest and, last,
+Every rank writes its random state, and its rows of a sharded table; all wait; rank 0 writes the rest and, last,
 MANIFEST.json with the size and SHA-256 of every file. A directory without a manifest is what a killed run left behind,
 or what a run did not resume from (SET_ASIDE).
 """
@@ -94,7 +94,7 @@ class Checkpoint:
     body: Body
     rng: tuple[dict[str, Tensor], ...]
     shards: tuple[Path, ...] = ()
-    """Each rank's file of a sharded item table (train.item_table.ItemShard), to be read row by row."""
+    """Each rank's file of a sharded table (train.table_shard.TableShard), to be read row by row."""
 
 
 def save(

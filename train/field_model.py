@@ -6,9 +6,8 @@ Shapes: B samples, N fields, W embedding width, D width of h(x).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from train.dropout import Dropout
 from train.fields import FieldEncoder
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 from train.ranking_configs import FieldShape
+from train.table_shard import LargeTable
 
 
 class FieldModel(nn.Module, ABC):
@@ -27,12 +27,16 @@ class FieldModel(nn.Module, ABC):
     """D."""
     out: nn.Linear
 
-    def __init__(
-        self, config: FieldShape, fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})
-    ) -> None:
+    def __init__(self, config: FieldShape, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        """`table`: of the fields' values, to be used instead of a fresh one."""
         super().__init__()
-        self.fields = FieldEncoder(fields, config.embedding_width, config.missing, tied)
+        self.fields = FieldEncoder(fields, config.embedding_width, config.missing, config.tied, table)
         self.flat = len(fields) * config.embedding_width
+
+    @property
+    def shardable(self) -> LargeTable:
+        """What `training.sharded` spreads over the workers."""
+        return self.fields.table
 
     def encode(self, batch: RankingBatch) -> Tensor:
         """h: z_BD."""

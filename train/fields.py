@@ -1,7 +1,9 @@
 """Feature fields to vectors: one vector per field, in mask order, missing ones by one convention.
 
-Shapes: B samples, F categorical, G numeric, N all fields, K values of a multi-valued field, S size of a
-field's vocabulary, W width.
+The values of all fields are rows of one table, field after field: one lookup finds them all, and a table too large for
+a worker is shared out over the workers as an item table is (train.sharded).
+
+Shapes: B samples, F categorical, G numeric, N all fields, K values of a multi-valued field, W width.
 """
 
 from __future__ import annotations
@@ -12,11 +14,12 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from infra.errors import ConfigError
 from infra.tables import FIRST_INDEX, PADDING, UNKNOWN, Kind
 from train.protocol import FieldSpec, RankingBatch
+from train.table_shard import LargeTable
 
 FIELD_STD = 0.05
 NUMERIC_LIMIT = 10.0
@@ -30,29 +33,32 @@ class FieldEncoder(nn.Module):
     multi: mean of its values' embeddings; zeros when it is there but has no value.
     numeric: (value - mean) / std, clamped, times a learned vector, plus a learned bias; non-finite
     values count as missing. missing: a learned row of the field ("learned") or zeros ("zero").
-    `tied`: fields (keys) that are looked up in another field's table, whose values theirs are.
-    Raises ConfigError naming a field whose size or std cannot be used, or that cannot be tied.
+    `tied`: fields (keys) whose values are those of another field, and share its rows. `table`: one of `rows_of` rows to
+    use instead of a fresh one. Raises ConfigError naming a field whose size or std cannot be used, or that cannot be
+    tied.
     """
 
     mean_G: Tensor
     std_G: Tensor
     numeric_at: Tensor
+    first_F: Tensor
+    size_F: Tensor
 
     def __init__(
-        self, fields: Sequence[FieldSpec], width: int, missing: str, tied: Mapping[str, str] = MappingProxyType({})
+        self,
+        fields: Sequence[FieldSpec],
+        width: int,
+        missing: str,
+        tied: Mapping[str, str] = MappingProxyType({}),
+        table: LargeTable | None = None,
     ) -> None:
         super().__init__()
         _check(fields, tied)
         self.fields = tuple(fields)
         self.width = width
         numeric = [spec for spec in fields if spec.kind == Kind.NUMERIC]
-        own = [spec for spec in fields if spec.kind != Kind.NUMERIC and spec.name not in tied]
-        self.tabled = tuple(spec.name for spec in own)
-        """Whose the tables are."""
-        self.table_at = {
-            spec.name: self.tabled.index(tied.get(spec.name, spec.name)) for spec in fields if spec.kind != Kind.NUMERIC
-        }
-        self.tables = nn.ParameterList(torch.empty(spec.size, width) for spec in own)
+        self.blocks = blocks_of(fields, tied)
+        self.table = skip_init(nn.Embedding, rows_of(fields, tied), width) if table is None else table
         self.slope_GW = nn.Parameter(torch.empty(len(numeric), width))
         self.bias_GW = nn.Parameter(torch.zeros(len(numeric), width))
         self.missing_NW = nn.Parameter(torch.empty(len(fields), width)) if missing == "learned" else None
@@ -61,28 +67,42 @@ class FieldEncoder(nn.Module):
         self.register_buffer("std_G", torch.tensor([spec.std for spec in numeric], dtype=torch.float32))
         at = [i for i, spec in enumerate(fields) if spec.kind == Kind.NUMERIC]
         self.register_buffer("numeric_at", torch.tensor(at, dtype=torch.int64), persistent=False)
-        self._initialise()
+        categorical = [self.blocks[spec.name] for spec in fields if spec.kind == Kind.CATEGORICAL]
+        first, size = [block.start for block in categorical], [len(block) for block in categorical]
+        self.register_buffer("first_F", torch.tensor(first, dtype=torch.int64), persistent=False)
+        self.register_buffer("size_F", torch.tensor(size, dtype=torch.int64), persistent=False)
+        self._initialise(fresh_table=table is None)
 
     def forward(self, batch: RankingBatch) -> Tensor:
         """z_BNW of the batch, the fields of `missing_BN` missing."""
-        categorical = iter(batch.categorical_BF.unbind(1))
-        multi = iter(batch.multi)
-        numeric = iter(self._numeric(batch.numeric_BG).unbind(1))
-        vectors = []
-        for spec in self.fields:
-            if spec.kind == Kind.NUMERIC:
-                vectors.append(next(numeric))
-            elif spec.kind == Kind.CATEGORICAL:
-                vectors.append(_categorical(self.table(spec.name), next(categorical)))
-            else:
-                vectors.append(_multi(self.table(spec.name), next(multi)))
-        z_BNW = torch.stack(vectors, dim=1)
-        row_NW = torch.zeros_like(z_BNW[0]) if self.missing_NW is None else self.missing_NW
+        several = [spec.name for spec in self.fields if spec.kind == Kind.MULTI]
+        values = [self._rows(field, index_BK) for field, index_BK in zip(several, batch.multi, strict=True)]
+        rows = [self._known(batch.categorical_BF), *(row_BK for row_BK, _ in values)]
+        e_BFW, *e_BKW = self.table(torch.cat(rows, dim=1)).split([row.shape[1] for row in rows], dim=1)
+        means = [_mean(e_BKW, real_BK) for e_BKW, (_, real_BK) in zip(e_BKW, values, strict=True)]
+        found = {
+            Kind.CATEGORICAL: iter(e_BFW.unbind(1)),
+            Kind.NUMERIC: iter(self._numeric(batch.numeric_BG).unbind(1)),
+            Kind.MULTI: iter(means),
+        }
+        z_BNW = torch.stack([next(found[spec.kind]) for spec in self.fields], dim=1)
+        row_NW = 0.0 if self.missing_NW is None else self.missing_NW
         return torch.where(self._missing(batch)[..., None], row_NW, z_BNW)
 
-    def table(self, field: str) -> Tensor:
-        """The table that a field's values are looked up in."""
-        return self.tables[self.table_at[field]]
+    def values(self, field: str, index_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """(vectors (B, K, W) of a multi-valued field's values, which of them (B, K) are no padding)."""
+        row_BK, real_BK = self._rows(field, index_BK)
+        return self.table(row_BK), real_BK
+
+    def _known(self, index_BF: Tensor) -> Tensor:
+        """Rows of the categorical fields' values; padding, and what is beyond the field's size, is unknown."""
+        known_BF = (index_BF >= FIRST_INDEX) & (index_BF < self.size_F)
+        return self.first_F + torch.where(known_BF, index_BF, UNKNOWN)
+
+    def _rows(self, field: str, index_BK: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of a multi-valued field's values, those beyond its size unknown, and which are no padding."""
+        block = self.blocks[field]
+        return block.start + torch.where(index_BK < len(block), index_BK, UNKNOWN), index_BK != PADDING
 
     def _numeric(self, value_BG: Tensor) -> Tensor:
         finite_BG = torch.where(value_BG.isfinite(), value_BG, self.mean_G)
@@ -95,30 +115,39 @@ class FieldEncoder(nn.Module):
         return missing_BN
 
     @torch.no_grad()
-    def _initialise(self) -> None:
+    def _initialise(self, fresh_table: bool) -> None:
         nn.init.normal_(self.slope_GW, std=FIELD_STD)
         if self.missing_NW is not None:
             nn.init.normal_(self.missing_NW, std=FIELD_STD)
-        for table_SW in self.tables:
-            nn.init.normal_(table_SW, std=FIELD_STD)
-            table_SW[PADDING] = 0
+        if fresh_table:
+            for block in dict.fromkeys(self.blocks.values()):
+                nn.init.normal_(self.table.weight[block.start : block.stop], std=FIELD_STD)
+                self.table.weight[block.start + PADDING] = 0
 
 
-def _categorical(table_SW: Tensor, index_B: Tensor) -> Tensor:
-    known_B = (index_B >= FIRST_INDEX) & (index_B < len(table_SW))
-    return F.embedding(torch.where(known_B, index_B, UNKNOWN), table_SW)
+def blocks_of(fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})) -> dict[str, range]:
+    """The rows of each field's values in a table of all fields; row `start` + i is the value of index i.
+
+    >>> fields = [FieldSpec("item", Kind.CATEGORICAL, 5), FieldSpec("past", Kind.MULTI, 5)]
+    >>> blocks_of(fields), blocks_of(fields, tied={"past": "item"})
+    ({'item': range(0, 5), 'past': range(5, 10)}, {'item': range(0, 5), 'past': range(0, 5)})
+    """
+    blocks, rows = {}, 0
+    for spec in fields:
+        if spec.kind != Kind.NUMERIC and spec.name not in tied:
+            blocks[spec.name] = range(rows, rows + spec.size)
+            rows += spec.size
+    return blocks | {name: blocks[other] for name, other in tied.items() if other in blocks}
 
 
-def _multi(table_SW: Tensor, index_BK: Tensor) -> Tensor:
+def rows_of(fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Rows of the table of all fields' values."""
+    return max((block.stop for block in blocks_of(fields, tied).values()), default=0)
+
+
+def _mean(e_BKW: Tensor, real_BK: Tensor) -> Tensor:
     """Mean over the values that are no padding, zeros without any."""
-    e_BKW, real_BK = values(table_SW, index_BK)
     return (e_BKW * real_BK[..., None]).sum(dim=1) / real_BK.sum(dim=1, keepdim=True).clamp(min=1)
-
-
-def values(table_SW: Tensor, index_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """(vectors (B, K, W) of a multi-valued field's values, which of them (B, K) are no padding)."""
-    index_BK = torch.where(index_BK < len(table_SW), index_BK, UNKNOWN)
-    return F.embedding(index_BK, table_SW), index_BK != PADDING
 
 
 def _check(fields: Sequence[FieldSpec], tied: Mapping[str, str]) -> None:

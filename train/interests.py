@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from train.configs import InterestShape
 from train.dropout import Dropout
-from train.item_table import CosineItemModel, ItemTable
+from train.item_table import CosineItemModel
 from train.layers import attention_mask, initialise, place_embedding
 from train.protocol import LossParts, SequenceBatch
+from train.table_shard import LargeTable
 
 ROUNDS = 3
 """Of dynamic routing, as published."""
@@ -181,7 +182,7 @@ class LatestItems(nn.Module):
 class InterestModel(CosineItemModel):
     """What models share that answer with their interests: trained by the best for a target, retrieving by all."""
 
-    def __init__(self, shape: InterestShape, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, shape: InterestShape, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(shape, catalogue, items)
         self.max_length = shape.max_length
         self.embedding_dropout = Dropout(shape.embedding_dropout)

@@ -1,12 +1,11 @@
 """The item table of a sequence model: whole or one rank's rows, and the cross-entropy over it.
 
-Shapes: B batch, L length, D width, V catalogue rows, S rows of a shard.
+Shapes: B batch, L length, D width, V catalogue rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,8 @@ from train.diffusion.sphere import normalised
 from train.layers import item_embedding
 from train.losses import catalogue_cross_entropy_sum
 from train.protocol import LossParts, SequenceBatch, Term
-from train.rowwise_adagrad import RowWiseAdagrad
 from train.sampled_softmax import Proposal, table_sampled_cross_entropy_sum
-from train.sharded import ShardedTable, load_rows, load_shard, reader, shard_state, sharded_tables
-
-ItemTable = nn.Embedding | ShardedTable
-_BEST = "best."
+from train.table_shard import LargeTable
 
 
 class ItemModel(nn.Module):
@@ -34,11 +29,16 @@ class ItemModel(nn.Module):
     proposal: Proposal | None = None
     """What negatives are drawn from; the loop sets it, and it is no part of the weights."""
 
-    def __init__(self, shape: SoftmaxShape, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, shape: SoftmaxShape, catalogue: int, items: LargeTable | None = None) -> None:
         """`items`: the table to use; None = a fresh one of `catalogue` rows."""
         super().__init__()
         self.negatives = shape.negatives
         self.items = item_embedding(catalogue, shape.width) if items is None else items
+
+    @property
+    def shardable(self) -> LargeTable:
+        """What `training.sharded` spreads over the workers."""
+        return self.items
 
     def item_table(self) -> Tensor:
         """E; of a sharded table this rank's rows (train.sharded_ranking ranks over those of all)."""
@@ -72,7 +72,7 @@ class ItemModel(nn.Module):
 class CosineItemModel(ItemModel):
     """One whose scores are inner products or, with a temperature, cosines over it."""
 
-    def __init__(self, shape: InterestShape, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, shape: InterestShape, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(shape, catalogue, items)
         self.temperature = shape.temperature
 
@@ -95,58 +95,3 @@ def counted(predicted: Iterable[NDArray[Any]], catalogue: int) -> Tensor:
     for items in predicted:
         np.add.at(counts_V, items, 1)  # unlike bincount it makes nothing of the catalogue's size each time
     return torch.from_numpy(counts_V)
-
-
-class ItemShard:
-    """One rank's part of a run's sharded item table: rows, optimizer, best rows so far, and their files.
-
-    A rank holds 4D + 4 bytes for each of its V / W rows, and on the host 4D once more from the first best
-    validation on. Accumulators last for the whole run, through stages that freeze the table.
-    """
-
-    def __init__(self, table: ShardedTable, learning_rate: float) -> None:
-        self.table = table
-        self.optimizer = RowWiseAdagrad([table.weight], learning_rate)
-        self.best: Tensor | None = None
-
-    def keep_best(self) -> None:
-        """Remember the rows of this moment."""
-        if self.best is None:
-            self.best = torch.empty_like(self.table.weight, device="cpu")
-        self.best.copy_(self.table.weight.detach())
-
-    def state(self, with_best: bool) -> dict[str, Tensor]:
-        """What this rank's file holds; the best rows only when they are not the present ones."""
-        state = shard_state(self.table, self.optimizer)
-        if with_best and self.best is not None:
-            state |= {_BEST + "weight": self.best, _BEST + "layout": state["layout"].clone()}
-        return state
-
-    def restore(self, files: Sequence[Path], best: bool, other_best: bool) -> None:
-        """Go on from the files of any number of ranks, in order of rank.
-
-        `best`: whether there is a best validation yet; `other_best`: whether its rows are not the present ones.
-        """
-        if other_best:
-            load_shard(self.table, None, reader(files, _BEST))
-            self.keep_best()
-        load_shard(self.table, self.optimizer, reader(files))
-        if best and not other_best:
-            self.keep_best()
-
-
-def dense_state(model: nn.Module) -> dict[str, Tensor]:
-    """The weights that every rank has: all but sharded tables."""
-    sharded = sharded_tables(model)
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in sharded}
-
-
-def load_dense_state(model: nn.Module, weights: Mapping[str, Tensor], table: Tensor | None = None) -> None:
-    """The inverse of `dense_state`; `table`, which comes from the files of shards, stays as it is."""
-    kept = {name: parameter for name, parameter in model.named_parameters() if parameter is table}
-    model.load_state_dict({**weights, **kept})
-
-
-def assemble(table_VD: Tensor, files: Sequence[Path], best: bool) -> None:
-    """Fill a whole table from the shards of a checkpoint, `best` or present; beside it one block is held."""
-    load_rows({"weight": table_VD}, reader(files, _BEST if best else ""), len(table_VD))

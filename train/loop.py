@@ -24,17 +24,20 @@ from train.artifact import build
 from train.checkpoint import Body, TrainState
 from train.configs import SoftmaxShape
 from train.embedding_health import health_metrics, with_validation
-from train.item_table import ItemModel, ItemShard, counted, dense_state, load_dense_state
+from train.fields import FIELD_STD, rows_of
+from train.item_table import ItemModel, counted
 from train.job import Job, Splits, opened
 from train.layers import EMBEDDING_STD
 from train.loader import prefetched
 from train.protocol import Stage, pinned, to_device
 from train.randomness import seed_of
+from train.ranking_configs import FieldShape, WrapperShape
 from train.ranks import sum_over_ranks
 from train.sampled_softmax import Proposal
 from train.sharded import ShardedTable
 from train.stages import stages_of
 from train.step import MovingAverage, NotFiniteError, Stepper, learning_rate
+from train.table_shard import TableShard, dense_state, load_dense_state
 from train.throughput import Meter, matmul_rate, peak_memory
 from train.validation import better, validate
 from train.warm import start_from
@@ -103,8 +106,8 @@ class Worker:
         self.saving = dist.new_group(backend="gloo", timeout=_SAVING_TIMEOUT) if dist.is_initialized() else None
         self.shard = self._fresh_shard() if self.settings.sharded else None
         torch.manual_seed(seed_of(self.settings.seed, _WEIGHTS))
-        items = self.shard.table if self.shard else None
-        self.model = build(job.model, job.catalogue, splits.fields, items).to(device)
+        table = self.shard.table if self.shard else None
+        self.model = build(job.model, job.catalogue, splits.fields, table).to(device)
         if isinstance(self.model, ItemModel) and self.model.negatives:
             self.model.proposal = self._proposal()
         self.trainable = {name for name, p in self.model.named_parameters() if p.requires_grad}
@@ -140,13 +143,18 @@ class Worker:
 
     # What a large catalogue needs.
 
-    def _fresh_shard(self) -> ItemShard:
-        """This rank's rows of the item table."""
-        assert isinstance(self.job.model, SoftmaxShape)
-        assert self.job.catalogue is not None
-        seed, rows, width = seed_of(self.settings.seed, _WEIGHTS), self.job.catalogue, self.job.model.width
-        table = ShardedTable(rows, width, self.rank, self.world, EMBEDDING_STD, seed).to(self.device)
-        return ItemShard(table, self.settings.table_learning_rate)
+    def _fresh_shard(self) -> TableShard:
+        """This rank's rows of the table of items, or of the fields' values."""
+        model, catalogue, seed = self.job.model, self.job.catalogue, seed_of(self.settings.seed, _WEIGHTS)
+        if isinstance(model, SoftmaxShape):
+            assert catalogue is not None
+            rows, width, std = catalogue, model.width, EMBEDDING_STD
+        else:
+            assert isinstance(model, FieldShape | WrapperShape)
+            shape = model.encoder
+            rows, width, std = rows_of(self.splits.fields, shape.tied), shape.embedding_width, FIELD_STD
+        table = ShardedTable(rows, width, self.rank, self.world, std, seed).to(self.device)
+        return TableShard(table, self.settings.table_learning_rate)
 
     def _proposal(self) -> Proposal:
         """Negatives after how often each item is predicted in the training split; every rank counts its share."""

@@ -5,6 +5,7 @@ One frozen pydantic model per architecture; `model` is the discriminator. A fiel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -27,6 +28,16 @@ class FieldShape(Architecture):
     """After each hidden layer."""
     missing: Literal["learned", "zero"] = "learned"
     """A missing field's vector: a learned row of its own, or zeros. One convention for training and serving."""
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Fields whose values are those of another one, and share its rows."""
+        return {}
+
+    @property
+    def encoder(self) -> FieldShape:
+        """The configuration that says how fields become vectors."""
+        return self
 
 
 class DNNConfig(FieldShape):
@@ -83,6 +94,11 @@ class DINConfig(FieldShape):
     attention: Widths = (36,)
     """Widths of the hidden layers of the attention's perceptron."""
 
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """History and item are looked up in the item's rows."""
+        return {self.behaviour: self.target}
+
 
 def _dnn_if_unsaid(value: Any) -> Any:
     return {"model": "dnn", **value} if isinstance(value, dict) else value
@@ -102,6 +118,11 @@ class WrapperShape(Architecture):
     base: BaseConfig = DNNConfig()
     """The model that is wrapped."""
 
+    @property
+    def encoder(self) -> FieldShape:
+        """That of the base."""
+        return self.base
+
 
 class AsymDiffRecConfig(WrapperShape):
     """AsymDiffRec (arXiv 2508.12706)."""
@@ -113,8 +134,8 @@ class AsymDiffRecConfig(WrapperShape):
     aux_weight: float = Field(1.0, ge=0)
     """Weight of L_aux."""
     residual: bool = True
-    """z_0' = z_T + sqrt(share of fields missing) g([s, z_T]), so that a complete sample is served as the base serves it;
-    False: z_0' = g([s, z_T]), as the paper writes it."""
+    """z_0' = z_T + sqrt(share of fields missing) g([s, z_T]), so that a complete sample is served as the base serves
+    it; False: z_0' = g([s, z_T]), as the paper writes it."""
     drop_power: float = Field(2.0, gt=0)
     """T = floor((N + 1) u^drop_power, u uniform in [0, 1): 1 is the paper's uniform T, more drops fewer fields."""
     hidden: int = Field(64, ge=1)

@@ -50,9 +50,9 @@ class TrainingSettings(Settings):
     compile: bool = False
     """torch.compile the step; the first step of each stage takes minutes longer."""
     sharded: bool = False
-    """Spread the item table's rows over the workers, for tables too large for one: each holds 1 / workers of them, and
-    only the rows that a step looks up travel and move. They are trained with row-wise Adagrad, without weight decay;
-    all else with AdamW. Needs `config.negatives`."""
+    """Spread the rows of the table of items, or of all fields' values, over the workers, for tables too large for one:
+    each holds 1 / workers of them, and only the rows that a step looks up travel and move. They are trained with
+    row-wise Adagrad, without weight decay; all else with AdamW. A sequence model needs `config.negatives` for it."""
     table_learning_rate: float = Field(0.1, gt=0)
     """Row-wise Adagrad's step size at its highest, for a `sharded` table; it follows the same schedule. Much larger
     than AdamW's, for Adagrad divides it by the root of the sum of a row's squared gradients, not of their mean."""
@@ -147,6 +147,13 @@ class TrainingSettings(Settings):
 def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | None:
     """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
     if not training.sharded:
+        return None
+    if config.kind == "ranking":
+        base = getattr(config, "base", config)
+        if base.model == "deepfm":
+            return (
+                "training.sharded: deepfm has a second table, which every worker would hold whole; take another model"
+            )
         return None
     if getattr(config, "combine", None) == "project":
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"

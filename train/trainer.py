@@ -28,13 +28,13 @@ from train import artifact, checkpoint, warm
 from train.checkpoint import Checkpoint, TrainState
 from train.configs import ModelConfig
 from train.embedding_health import figures_at
-from train.item_table import ItemModel, assemble, load_dense_state
 from train.job import Job
 from train.loop import train_worker
 from train.protocol import CountedModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
 from train.settings import OPERATIONAL, TrainingSettings, sharding_problem
+from train.table_shard import Shardable, assemble, load_dense_state
 from train.throughput import peak_memory
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
@@ -327,7 +327,7 @@ def _publish(request: TrainRequest, job: Job, last: Checkpoint, out: Path) -> di
     body = last.body
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
-    table = model.items.weight if last.shards and isinstance(model, ItemModel) else None
+    table = model.shardable.weight if last.shards and isinstance(model, Shardable) else None
     load_dense_state(model, body.best or body.model, table)
     if table is not None:
         assemble(table, last.shards, best=body.best is not None)

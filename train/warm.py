@@ -31,7 +31,7 @@ _FREE = frozenset({
     "dropout", "embedding_dropout", "negatives", "pretrain_share", "align_share", "mse_weight", "recon_weight",
     "aux_weight", "stop_gradient", "max_length", "guidance", "guidance_drop", "prefixes", "ce_weight", "combine",
     "align", "align_loss", "independent", "sampler", "denoiser_start", "pretrain", "gem_weight", "ssm_weight",
-    "sharpness", "rate", "beta", "weight", "drop_by", "count_missing",
+    "sharpness", "rate", "beta", "weight", "drop_by", "count_missing", "drop_power",
 })  # fmt: skip
 """Settings that change how weights are learnt, or how much history is shown, but not what a weight means. What else
 they change (a table of positions, a stage's own encoder) shows in the tensors."""
@@ -49,16 +49,17 @@ def start_from(model: nn.Module, config: ModelConfig, fields: Sequence[FieldSpec
         champion = artifact.load(initial)
     _require_same_architecture(champion.config, config, initial)
     _require_same_fields(champion.fields, fields, initial)
-    known, mine, tables = dict(champion.model.named_parameters()), dict(model.named_parameters()), _tables(model)
+    known, mine = dict(champion.model.named_parameters()), dict(model.named_parameters())
+    theirs, ours = _tables(champion.model), _tables(model)
     for name, parameter in mine.items():
-        _require_counterpart(name, parameter, known.get(name), tables.get(name), initial)
+        _require_counterpart(name, parameter, known.get(name), theirs.get(name, {}), ours.get(name, {}), initial)
     with torch.no_grad():
         for name, parameter in mine.items():
             old = known[name].to(parameter.device)
-            if old.shape == parameter.shape:
+            if name not in ours:
                 parameter.copy_(old)
-            else:
-                _grow(parameter, old)
+            for field, rows in ours.get(name, {}).items():
+                _grow(parameter[rows.start : rows.stop], old[theirs[name][field].start : theirs[name][field].stop])
 
 
 def require_vocabulary(initial: Path, today: pa.Table | None) -> None:
@@ -134,29 +135,40 @@ def _require_same_fields(champion: Sequence[FieldSpec], today: Sequence[FieldSpe
             )
 
 
-def _tables(model: nn.Module) -> dict[str, str]:
-    """Parameter -> the field whose vocabulary its rows are, items under '__item__'."""
-    fields: dict[Tensor, str] = {}
+Blocks = Mapping[str, range]
+"""Field, items under '__item__' -> the rows of a table that its vocabulary has."""
+
+
+def _tables(model: nn.Module) -> dict[str, Blocks]:
+    """The parameters whose rows are entries of vocabularies."""
+    blocks: dict[Tensor, Blocks] = {}
     if isinstance(model, ItemModel):
-        fields[model.items.weight] = ITEM_FIELD
+        blocks[model.items.weight] = {ITEM_FIELD: range(len(model.items.weight))}
     elif isinstance(model, SequenceModel) and (table := model.item_table()) is not None:
-        fields[table] = ITEM_FIELD
+        blocks[table] = {ITEM_FIELD: range(len(table))}
     for module in model.modules():
         if isinstance(module, FieldEncoder):
-            fields |= dict(zip(module.tables, module.tabled, strict=True))
-    return {name: fields[p] for name, p in model.named_parameters() if p in fields}
+            blocks[module.table.weight] = module.blocks
+    return {name: blocks[p] for name, p in model.named_parameters() if p in blocks}
 
 
-def _require_counterpart(name: str, mine: Tensor, old: Tensor | None, field: str | None, initial: Path) -> None:
-    """The champion's tensor fits as it is, or it is the table of a field and has fewer rows."""
-    what = f"tensor {name}" + (f" (field {field!r})" if field else "")
+def _require_counterpart(
+    name: str, mine: Tensor, old: Tensor | None, theirs: Blocks, ours: Blocks, initial: Path
+) -> None:
+    """The champion's tensor fits as it is, or it is a table and no field has fewer rows here."""
+    what = f"tensor {name}" + (f" (field {', '.join(map(repr, ours))})" if ours else "")
     if old is None:
         raise TrainingError(f"{initial}: the champion has no {what}; {_REMEDY}")
-    grows = field is not None and old.shape[1:] == mine.shape[1:] and len(old) < len(mine)
-    if old.shape != mine.shape and not grows:
+    if old.shape[bool(ours) :] != mine.shape[bool(ours) :]:
         raise TrainingError(
             f"{initial}: {what} is {tuple(old.shape)} in the champion and {tuple(mine.shape)} here; {_REMEDY}"
         )
+    for field, rows in ours.items():
+        if len(theirs[field]) > len(rows):
+            raise TrainingError(
+                f"{initial}: tensor {name} (field {field!r}) has {len(theirs[field])} rows in the champion and "
+                f"{len(rows)} here; {_REMEDY}"
+            )
 
 
 def _grow(table: Tensor, old_SW: Tensor) -> None:

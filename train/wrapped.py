@@ -16,16 +16,22 @@ from train.field_model import FieldModel
 from train.models import build_ranking
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 from train.ranking_configs import WrapperShape
+from train.table_shard import LargeTable
 
 
 class Wrapped(nn.Module, ABC):
     """A model that makes a base robust: what it serves is `logits`, which may go another way than the base's."""
 
-    def __init__(self, config: WrapperShape, fields: Sequence[FieldSpec]) -> None:
+    def __init__(self, config: WrapperShape, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
         super().__init__()
-        base = build_ranking(config.base, fields)
+        base = build_ranking(config.base, fields, table)
         assert isinstance(base, FieldModel)  # the configuration allows no other
         self.base = base
+
+    @property
+    def shardable(self) -> LargeTable:
+        """What `training.sharded` spreads over the workers: the base's."""
+        return self.base.shardable
 
     @abstractmethod
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:

@@ -83,8 +83,7 @@ def adding(path: Path, colours: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0)) -> Pat
     """
     model: Any = artifact.build(ADDING, None, SPECS)
     with torch.no_grad():
-        model.fields.tables[0][:] = torch.tensor(colours)[:, None]
-        model.fields.tables[1][:] = torch.tensor([0.0, 0.0, 1.0, 3.0])[:, None]
+        model.fields.table.weight[:] = torch.tensor([*colours, 0.0, 0.0, 1.0, 3.0])[:, None]
         model.fields.slope_GW.fill_(1)
         model.fields.bias_GW.fill_(0)
         model.mlp[0].weight.fill_(1)

@@ -18,13 +18,14 @@ from tests.train.test_loop import CHUNKS, KilledError, job
 from train import loop
 from train.configs import ADRecConfig, DimeRecConfig, ModelConfig, SASRecConfig
 from train.embedding_health import FIGURES, PREFIX
-from train.item_table import dense_state
 from train.job import Job, opened
 from train.loop import Worker
 from train.sampled_softmax import Proposal
+from train.table_shard import dense_state
 
 TOLD = ("loss", "valid_ndcg_20", *(PREFIX + name for name in FIGURES))
-"""Of each epoch."""
+"""Of each epoch of a sequence model."""
+TOLD_OF_RANKING = ("loss", "valid_log_loss")
 CPU = torch.device("cpu")
 CATALOGUE = 10
 SHAPE = {"width": 8, "blocks": 1, "heads": 1, "max_length": 4, "negatives": CATALOGUE - 2}
@@ -72,7 +73,8 @@ def trained(rank: int, world: int, what: Job, kill_after: int = 0) -> dict[str, 
         except KilledError:
             assert kill_after
     left = {**dense_state(worker.model), **worker.shard.state(with_best=True)}
-    figures = {name: torch.tensor([m[name] for m in told], dtype=torch.float64) for name in TOLD}
+    names = TOLD_OF_RANKING if what.model.kind == "ranking" else TOLD
+    figures = {name: torch.tensor([m[name] for m in told], dtype=torch.float64) for name in names}
     return {**left, **figures, "tables": torch.stack(tables) if tables else torch.empty(0)}
 
 

@@ -28,6 +28,11 @@ def encoder(missing="learned") -> FieldEncoder:
     return model
 
 
+def tables(model):
+    """The rows of each field's values."""
+    return [model.table.weight[rows.start : rows.stop] for rows in model.blocks.values()]
+
+
 def batch(user=2, item=3, age=45.0, price=0.0, genres=(2, 5, 0), tags=(2,), missing=()) -> RankingBatch:
     mask = torch.zeros(1, 6, dtype=torch.bool)
     mask[0, list(missing)] = True
@@ -42,7 +47,7 @@ def batch(user=2, item=3, age=45.0, price=0.0, genres=(2, 5, 0), tags=(2,), miss
 
 def test_every_field_stands_in_mask_order_with_its_own_formula():
     model = encoder()
-    users, genres, items, tags = model.tables
+    users, genres, items, tags = tables(model)
     expected = torch.stack(
         [
             1.5 * model.slope_GW[0] + model.bias_GW[0],
@@ -59,14 +64,14 @@ def test_every_field_stands_in_mask_order_with_its_own_formula():
 @pytest.mark.parametrize("index", [0, 1, 4, 999, -3])
 def test_an_index_without_a_row_counts_as_unknown(index):
     model = encoder()
-    torch.testing.assert_close(model(batch(item=index))[0, 4], model.tables[2][1])
+    torch.testing.assert_close(model(batch(item=index))[0, 4], tables(model)[2][1])
 
 
 def test_multi_fields_leave_padding_out_and_map_what_is_beyond():
     model = encoder()
     with torch.no_grad():
-        model.tables[1][0] = 99.0  # even a padding row that moved must not count
-    torch.testing.assert_close(model(batch(genres=(0, 3, 77)))[0, 2], (model.tables[1][3] + model.tables[1][1]) / 2)
+        tables(model)[1][0] = 99.0  # even a padding row that moved must not count
+    torch.testing.assert_close(model(batch(genres=(0, 3, 77)))[0, 2], (tables(model)[1][3] + tables(model)[1][1]) / 2)
 
 
 @pytest.mark.parametrize("genres", [(), (0, 0)])
@@ -108,7 +113,8 @@ def test_missing_fields_are_zeros_on_request():
 def test_a_missing_field_trains_its_row_and_not_its_table():
     model = encoder()
     model(batch(missing=(1,))).sum().backward()
-    assert model.tables[0].grad.abs().max() == 0
+    users = model.blocks["user"]
+    assert model.table.weight.grad[users.start : users.stop].abs().max() == 0
     assert model.missing_NW.grad[1].abs().min() == 1
     assert model.missing_NW.grad[[0, 2, 3, 4, 5]].abs().max() == 0
 
@@ -137,7 +143,7 @@ def test_unusable_fields_are_named(fields, message):
 def test_fields_of_one_kind_only():
     model = FieldEncoder([FieldSpec("user", Kind.CATEGORICAL, size=3)], 4, "learned")
     one = RankingBatch(torch.tensor([[2]]), torch.empty(1, 0), (), torch.zeros(1, 1, dtype=torch.bool), torch.ones(1))
-    assert torch.equal(model(one)[0, 0], model.tables[0][2])
+    assert torch.equal(model(one)[0, 0], tables(model)[0][2])
 
 
 def test_a_tied_field_is_looked_up_in_the_others_table():
@@ -149,16 +155,17 @@ def test_a_tied_field_is_looked_up_in_the_others_table():
     )
     torch.manual_seed(0)
     encoder = FieldEncoder(fields, 4, "zero", tied={"history": "item"})
-    assert encoder.tabled == ("item", "genre")
-    assert [tuple(table.shape) for table in encoder.tables] == [(5, 4), (3, 4)]
+    assert encoder.blocks == {"item": range(5), "history": range(5), "genre": range(5, 8)}
+    assert encoder.table.weight.shape == (8, 4)
+    items, genres, _ = tables(encoder)
     batch = RankingBatch(
         categorical_BF=torch.tensor([[3, 2]]), numeric_BG=torch.zeros(1, 1), multi=(torch.tensor([[0, 3, 4]]),),
         missing_BN=torch.zeros(1, 4, dtype=torch.bool), label_B=torch.ones(1),
     )  # fmt: skip
     z = encoder(batch)[0]
-    assert torch.equal(z[0], encoder.tables[0][3])
-    torch.testing.assert_close(z[2], (encoder.tables[0][3] + encoder.tables[0][4]) / 2)
-    assert torch.equal(z[3], encoder.tables[1][2])
+    assert torch.equal(z[0], items[3])
+    torch.testing.assert_close(z[2], (items[3] + items[4]) / 2)
+    assert torch.equal(z[3], genres[2])
     for wrong in ({"history": "genre"}, {"age": "age"}):
         with pytest.raises(ConfigError, match="one table cannot be of both"):
             FieldEncoder(fields, 4, "zero", tied=wrong)

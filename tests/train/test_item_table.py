@@ -31,13 +31,14 @@ from tests.train.test_loop import job as dense_job
 from tests.train.test_step import cut
 from tests.train.test_trainer import request_for
 from train import checkpoint, trainer, validation
-from train.configs import ADRecConfig, DNNConfig, DreamRecConfig, PopularityConfig, SASRecConfig
+from train.configs import ADRecConfig, DreamRecConfig, PopularityConfig, SASRecConfig
 from train.embedding_health import embedding_health
 from train.item_table import counted
 from train.job import Job, opened
 from train.layers import EMBEDDING_STD
 from train.loop import Worker
 from train.models.sasrec import SASRec
+from train.ranking_configs import DeepFMConfig, FeatureDropoutConfig
 from train.rowwise_adagrad import RowWiseAdagrad
 from train.sampled_softmax import Proposal
 from train.sequence_data import SequenceData
@@ -318,7 +319,8 @@ class TestRefused:
             (ADRecConfig(), r"training\.sharded: config\.negatives is 0"),
             (PopularityConfig(), r"training\.sharded: model popularity learns no item table"),
             (DreamRecConfig(), r"training\.sharded: model dreamrec learns no item table by a sampled softmax"),
-            (DNNConfig(), r"training\.sharded: model dnn learns no item table"),
+            (DeepFMConfig(), r"training\.sharded: deepfm has a second table"),
+            (FeatureDropoutConfig(base=DeepFMConfig()), r"training\.sharded: deepfm has a second table"),
         ],
         ids=lambda value: getattr(value, "model", ""),
     )

@@ -101,13 +101,16 @@ class TestWhatIsTakenOver:
     def test_new_values_by_hand(self, tmp_path, config, prefix):
         old = champion(tmp_path / "m", config, None, FIELDS)
         fresh, now = started(tmp_path / "m", config, None, GROWN)
-        colour, tags, shop = (f"{prefix}fields.tables.{i}" for i in range(3))
-        assert torch.equal(now[colour][:4], old[colour])
-        torch.testing.assert_close(now[colour][4:], fresh[colour][4:] + (old[colour][2] + old[colour][3]) / 2)
-        assert torch.equal(now[tags], old[tags])
-        assert torch.equal(now[shop], torch.cat([old[shop], fresh[shop][2:]]))  # it had no key yet
+        name = f"{prefix}fields.table.weight"
+        colour, tags, shop = now[name].split([6, 5, 4])
+        old_colour, old_tags, old_shop = old[name].split([4, 5, 2])
+        fresh_colour, _, fresh_shop = fresh[name].split([6, 5, 4])
+        assert torch.equal(colour[:4], old_colour)
+        torch.testing.assert_close(colour[4:], fresh_colour[4:] + (old_colour[2] + old_colour[3]) / 2)
+        assert torch.equal(tags, old_tags)
+        assert torch.equal(shop, torch.cat([old_shop, fresh_shop[2:]]))  # it had no key yet
         assert now[f"{prefix}fields.mean_G"].tolist() == [3.0]
-        assert all(torch.equal(now[name], old[name]) for name in old if name not in (colour, shop))
+        assert all(torch.equal(now[other], old[other]) for other in old if other != name)
 
     @pytest.mark.parametrize("config", [MIND, DIMEREC], ids=["mind", "dimerec"])
     def test_a_model_of_interests_answers_as_its_champion(self, tmp_path, config):
@@ -213,7 +216,7 @@ class TestRefusals:
 
     def test_fewer_items_than_the_champion(self, tmp_path):
         champion(tmp_path / "m", catalogue=6)
-        with pytest.raises(TrainingError, match=r"items.weight \(field '__item__'\) is \(6, 4\)"):
+        with pytest.raises(TrainingError, match=r"\(field '__item__'\) has 6 rows in the champion and 5 here"):
             started(tmp_path / "m", catalogue=5)
 
     @pytest.mark.parametrize(
@@ -331,8 +334,8 @@ class TestInTheWorker:
         ranking = replace(job(tmp_path, RANKER, epochs=1, learning_rate=1e-9), versions={"samples": 0, "fields": 0})
         worker, _ = run(warm(ranking, tmp_path / "m"))
         now = worker.model.state_dict()
-        assert [len(table) for table in worker.model.fields.tables] == [6, 9, 4]
-        torch.testing.assert_close(now["fields.tables.1"][:5], old["fields.tables.1"])
+        assert [len(rows) for rows in worker.model.fields.blocks.values()] == [6, 9, 4]
+        torch.testing.assert_close(now["fields.table.weight"][6:11], old["fields.table.weight"][4:9])
         torch.testing.assert_close(now["mlp.0.weight"], old["mlp.0.weight"])
 
 

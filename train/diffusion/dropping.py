@@ -18,10 +18,11 @@ def drop(
 ) -> Tensor:
     """Which fields are missing after T = floor((N + 1) u^power) steps, u ~ Uniform[0, 1) drawn per sample.
 
-    With power 1 T is uniform on {0, ..., N}; with more it is rather small. T steps, each dropping a field not yet dropped, leave a random set of T fields: those that a random permutation
-    places first. Fields that are really missing stay missing. `counted`: they are drawn among the others and count in
-    T; if not, N is the number of fields that are there. `weight_N`: each step draws a field in proportion to its
-    weight, those of weight 0 when no other is left (and uniformly among themselves); None or all 0: uniformly.
+    With power 1 T is uniform on {0, ..., N}; with more it is rather small. T steps, each dropping a field not yet
+    dropped, leave a random set of T fields: those that a random permutation places first. Fields that are really
+    missing stay missing. `counted`: they are drawn among the others and count in T; if not, N is the number of fields
+    that are there. `weight_N`: each step draws a field in proportion to its weight, those of weight 0 when no other is
+    left (and uniformly among themselves); None or all 0: uniformly.
 
     >>> drop(torch.ones(2, 3, dtype=torch.bool), torch.Generator().manual_seed(0)).all().item()
     True

@@ -10,8 +10,8 @@ from infra.config import Settings
 from infra.errors import ConfigError
 
 if TYPE_CHECKING:
-    from train.item_table import ItemTable
-    from train.protocol import FieldSpec, RankingModel, SequenceModel
+    from train.table_shard import LargeTable
+from train.protocol import FieldSpec, RankingModel, SequenceModel
 
 SEQUENCE_MODELS = {
     "popularity": "train.models.popularity:PopularityModel",
@@ -40,7 +40,7 @@ RANKING_MODELS = {
 }
 
 
-def build_sequence(config: Settings, catalogue: int, items: ItemTable | None = None) -> SequenceModel:
+def build_sequence(config: Settings, catalogue: int, items: LargeTable | None = None) -> SequenceModel:
     """The sequence model that `config.model` names, freshly initialised from torch's global generator.
 
     `catalogue` = V, rows of the item table, padding (0) and unknown (1) included. `items`: the table to use.
@@ -50,12 +50,13 @@ def build_sequence(config: Settings, catalogue: int, items: ItemTable | None = N
     return _find(config, SEQUENCE_MODELS)(config, catalogue, *given)
 
 
-def build_ranking(config: Settings, fields: Sequence[FieldSpec]) -> RankingModel:
-    """The ranking model that `config.model` names; `fields` in mask order.
+def build_ranking(config: Settings, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> RankingModel:
+    """The ranking model that `config.model` names; `fields` in mask order, `table` of their values if not a fresh one.
 
     Raises ConfigError for an unknown name or for fields that no model can be built on.
     """
-    return _find(config, RANKING_MODELS)(config, fields)
+    given = () if table is None else (table,)
+    return _find(config, RANKING_MODELS)(config, fields, *given)
 
 
 def _find(config: Settings, models: dict[str, str]) -> Any:

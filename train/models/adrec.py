@@ -21,7 +21,7 @@ from train.configs import ADRecConfig
 from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.time_embedding import TimeEmbedding
-from train.item_table import ItemModel, ItemTable
+from train.item_table import ItemModel
 from train.layers import (
     EMBEDDING_STD,
     LAYER_NORM_EPS,
@@ -33,6 +33,7 @@ from train.layers import (
     place_embedding,
 )
 from train.protocol import LossParts, SequenceBatch, Stage, Term
+from train.table_shard import LargeTable
 
 _PUBLISHED_DECAY = 1e-5
 
@@ -62,7 +63,7 @@ class MLPDenoiser(nn.Module):
 class ADRec(ItemModel):
     """The model, its loss, its last-token sampler and its three stages."""
 
-    def __init__(self, config: ADRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: ADRecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         if config.seen_padding:

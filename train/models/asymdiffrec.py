@@ -26,14 +26,15 @@ from train.diffusion.dropping import drop
 from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import AsymDiffRecConfig
+from train.table_shard import LargeTable
 from train.wrapped import Wrapped, samples, two_layers
 
 
 class AsymDiffRec(Wrapped):
     """The wrapper; of the base it takes `encode`, `head` and `width`."""
 
-    def __init__(self, config: AsymDiffRecConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: AsymDiffRecConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.config = config
         self.reverse = two_layers(len(fields) + self.base.width, config.hidden, self.base.width)
         self.own_head = None if config.shared_head else nn.Linear(self.base.width, 1)

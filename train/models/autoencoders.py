@@ -27,14 +27,15 @@ from train.diffusion.gaussian import draw_noise
 from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
 from train.ranking_configs import AutoencoderShape, CDAEConfig, MultVAEConfig
+from train.table_shard import LargeTable
 from train.wrapped import Wrapped, dropped, samples
 
 
 class FieldAutoencoder(Wrapped):
     """What both share; they say how a code is made."""
 
-    def __init__(self, config: AutoencoderShape, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: AutoencoderShape, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.shape = config
         self.inputs = self.base.flat + len(fields)
         self.decode = nn.Linear(config.code, self.base.flat)
@@ -76,8 +77,8 @@ class FieldAutoencoder(Wrapped):
 class CDAE(FieldAutoencoder):
     """One hidden layer."""
 
-    def __init__(self, config: CDAEConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: CDAEConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.hidden = nn.Linear(self.inputs, config.code)
 
     def code(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, dict[str, Term]]:
@@ -88,8 +89,8 @@ class CDAE(FieldAutoencoder):
 class MultVAE(FieldAutoencoder):
     """A code from a distribution, as wide as its hidden layer."""
 
-    def __init__(self, config: MultVAEConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: MultVAEConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.beta = config.beta
         self.hidden = nn.Linear(self.inputs, config.code)
         self.moments = nn.Linear(config.code, 2 * config.code)

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from train.configs import ComiRecConfig
 from train.interests import History, InterestModel, Interests, RoutedInterests, SelfAttentiveInterests
-from train.item_table import ItemTable
+from train.table_shard import LargeTable
 
 
 class ComiRec(InterestModel):
     """Several interests over the history; input and output share the item table."""
 
-    def __init__(self, config: ComiRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: ComiRecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         shape = (config.width, config.interests, config.max_length)

@@ -18,14 +18,15 @@ from torch.nn import functional as F
 from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import ContrastiveConfig
+from train.table_shard import LargeTable
 from train.wrapped import Wrapped, dropped, samples
 
 
 class Contrastive(Wrapped):
     """The base and its second task."""
 
-    def __init__(self, config: ContrastiveConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: ContrastiveConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.config = config
         self.project = nn.Linear(self.base.width, self.base.width)
 

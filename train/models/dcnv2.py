@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from train.field_model import FieldModel, perceptron
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_configs import DCNv2Config
+from train.table_shard import LargeTable
 
 
 class DCNv2(FieldModel):
     """Cross network and perceptron side by side."""
 
-    def __init__(self, config: DCNv2Config, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: DCNv2Config, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.crosses = nn.ModuleList(_matrix(self.flat, config.rank) for _ in range(config.crosses))
         self.mlp = perceptron(self.flat, config.hidden, config.dropout)
         self.width = self.flat + config.hidden[-1]

@@ -20,13 +20,14 @@ from train.field_model import FieldModel, perceptron
 from train.fields import FieldEncoder
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_configs import DeepFMConfig
+from train.table_shard import LargeTable
 
 
 class DeepFM(FieldModel):
     """Single fields, pairs of them, and all."""
 
-    def __init__(self, config: DeepFMConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: DeepFMConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.single = FieldEncoder(fields, 1, config.missing)
         self.mlp = perceptron(self.flat, config.hidden, config.dropout)
         self.summed = 1 + config.embedding_width

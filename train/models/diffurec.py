@@ -21,10 +21,11 @@ from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.time_embedding import TimeEmbedding
 from train.dropout import Dropout
-from train.item_table import ItemModel, ItemTable
+from train.item_table import ItemModel
 from train.layers import LAYER_NORM_EPS, Block, Visible, initialise
 from train.prefixes import prefixes_of
 from train.protocol import LossParts, SequenceBatch, Term
+from train.table_shard import LargeTable
 
 
 class PreNormBlock(Block):
@@ -39,7 +40,7 @@ class PreNormBlock(Block):
 class DiffuRec(ItemModel):
     """The model, its loss and its sampler."""
 
-    def __init__(self, config: DiffuRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: DiffuRecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         self.embedding_dropout = Dropout(config.embedding_dropout)

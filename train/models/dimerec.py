@@ -32,9 +32,10 @@ from train.diffusion.schedules import alphas_cumprod
 from train.diffusion.sphere import normalised
 from train.dropout import Dropout
 from train.interests import History, Interests, LatestItems, RoutedInterests, SelfAttentiveInterests
-from train.item_table import CosineItemModel, ItemTable
+from train.item_table import CosineItemModel
 from train.layers import HistoryEncoder, Visible, initialise, place_embedding
 from train.protocol import LossParts, SequenceBatch, Stage, Term
+from train.table_shard import LargeTable
 
 _USERS_AT_ONCE = 2048
 """All steps for so many users before the next ones."""
@@ -87,7 +88,7 @@ class Denoiser(nn.Module):
 class DimeRec(CosineItemModel):
     """The model, its loss and its sampler."""
 
-    def __init__(self, config: DimeRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: DimeRecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         shape = (config.width, config.interests, config.max_length)

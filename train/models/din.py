@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from infra.errors import ConfigError
 from infra.tables import Kind
 from train.field_model import FieldModel, perceptron
-from train.fields import values
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_configs import DINConfig
+from train.table_shard import LargeTable
 
 
 class DIN(FieldModel):
     """A DNN whose history is read with the item in mind."""
 
-    def __init__(self, config: DINConfig, fields: Sequence[FieldSpec]) -> None:
+    def __init__(self, config: DINConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
         names = _names(config, fields)
-        super().__init__(config, fields, tied={config.behaviour: config.target})
+        super().__init__(config, fields, table)
         self.behaviour, self.target = config.behaviour, config.target
         self.at, self.target_at = names[config.behaviour], names[config.target]
         several = [spec.name for spec in fields if spec.kind is Kind.MULTI]
@@ -52,7 +52,7 @@ class DIN(FieldModel):
 
     def _read(self, item_BW: Tensor, batch: RankingBatch) -> Tensor:
         """v_history; zeros of an empty one."""
-        e_BKW, real_BK = values(self.fields.table(self.behaviour), batch.multi[self.multi_at])
+        e_BKW, real_BK = self.fields.values(self.behaviour, batch.multi[self.multi_at])
         item_BKW = item_BW[:, None].expand_as(e_BKW)
         pairs = torch.cat([e_BKW, e_BKW - item_BKW, e_BKW * item_BKW, item_BKW], dim=-1)
         weight_BK = self.attention(pairs)[..., 0] * real_BK

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from train.field_model import FieldModel, perceptron
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_configs import DNNConfig
+from train.table_shard import LargeTable
 
 
 class DNN(FieldModel):
     """The plain ranking model."""
 
-    def __init__(self, config: DNNConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: DNNConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.width = config.hidden[-1]
         self.mlp = perceptron(self.flat, config.hidden, config.dropout)
         self.out = nn.Linear(self.width, 1)

@@ -11,14 +11,17 @@ import torch
 
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import FeatureDropoutConfig
+from train.table_shard import LargeTable
 from train.wrapped import Wrapped, dropped
 
 
 class FeatureDropout(Wrapped):
     """The base with holes in its training samples."""
 
-    def __init__(self, config: FeatureDropoutConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(
+        self, config: FeatureDropoutConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None
+    ) -> None:
+        super().__init__(config, fields, table)
         self.rate = config.rate
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:

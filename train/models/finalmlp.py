@@ -19,6 +19,7 @@ from infra.errors import ConfigError
 from train.field_model import FieldModel, perceptron
 from train.protocol import FieldSpec, RankingBatch
 from train.ranking_configs import FinalMLPConfig
+from train.table_shard import LargeTable
 
 
 class Gate(nn.Module):
@@ -44,8 +45,8 @@ class Gate(nn.Module):
 class FinalMLP(FieldModel):
     """Two streams and their fusion."""
 
-    def __init__(self, config: FinalMLPConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(self, config: FinalMLPConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None) -> None:
+        super().__init__(config, fields, table)
         self.gates = nn.ModuleList(
             Gate(fields, names, config.embedding_width, config.gate) for names in config.contexts
         )

@@ -15,14 +15,15 @@ from torch.nn.utils.rnn import PackedSequence
 from infra.tables import PADDING
 from train.configs import GRU4RecConfig
 from train.dropout import Dropout
-from train.item_table import ItemModel, ItemTable
+from train.item_table import ItemModel
 from train.protocol import LossParts, SequenceBatch, Term
+from train.table_shard import LargeTable
 
 
 class GRU4Rec(ItemModel):
     """A recurrent network over the history; input and output share the item table."""
 
-    def __init__(self, config: GRU4RecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: GRU4RecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         self.embedding_dropout = Dropout(config.embedding_dropout)

@@ -21,6 +21,7 @@ from train.diffusion.gaussian import GaussianDiffusion, draw_noise
 from train.field_model import task_sum
 from train.protocol import FieldSpec, LossParts, RankingBatch
 from train.ranking_configs import LatentDiffusionConfig
+from train.table_shard import LargeTable
 from train.wrapped import Wrapped, samples, two_layers
 
 STEP_WIDTH = 16
@@ -29,8 +30,10 @@ STEP_WIDTH = 16
 class LatentDiffusion(Wrapped):
     """The base, and a denoiser of what it makes of a sample."""
 
-    def __init__(self, config: LatentDiffusionConfig, fields: Sequence[FieldSpec]) -> None:
-        super().__init__(config, fields)
+    def __init__(
+        self, config: LatentDiffusionConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None
+    ) -> None:
+        super().__init__(config, fields, table)
         self.config = config
         self.steps = nn.Embedding(config.steps, STEP_WIDTH)
         self.denoiser = two_layers(self.base.width + STEP_WIDTH, config.hidden, self.base.width)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from train.configs import MINDConfig
 from train.interests import History, InterestModel, Interests, RoutedInterests
-from train.item_table import ItemTable
 from train.layers import initialise
+from train.table_shard import LargeTable
 
 
 class MIND(InterestModel):
     """Routed interests over the history; input and output share the item table."""
 
-    def __init__(self, config: MINDConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: MINDConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         shape = (config.width, config.interests, config.max_length)

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 from train.configs import SASRecConfig
-from train.item_table import ItemModel, ItemTable
+from train.item_table import ItemModel
 from train.layers import HistoryEncoder, Visible, place_embedding
 from train.protocol import LossParts, SequenceBatch, Stage
+from train.table_shard import LargeTable
 
 
 class SASRec(ItemModel):
     """A causal Transformer over the history; input and output share the item table."""
 
-    def __init__(self, config: SASRecConfig, catalogue: int, items: ItemTable | None = None) -> None:
+    def __init__(self, config: SASRecConfig, catalogue: int, items: LargeTable | None = None) -> None:
         super().__init__(config, catalogue, items)
         self.config = config
         self.places = place_embedding(config.max_length, config.width) if config.positions else None

@@ -21,7 +21,7 @@ class TestZeroMissing(TestDeepFM):
 def test_the_factorisation_machine_pair_by_pair():
     torch.manual_seed(0)
     model, batch = DeepFM(TestDeepFM.config, FIELDS).eval(), impressions()
-    torch.nn.init.normal_(model.fields.tables[0])  # so that pairs show beside the rest
+    torch.nn.init.normal_(model.fields.table.weight)  # so that pairs show beside the rest
     v = model.fields(batch)
     pairs = sum((v[:, n] * v[:, m]).sum(dim=1) for n, m in combinations(range(4), 2))
     single = model.single(batch)[..., 0].sum(dim=1)

@@ -27,15 +27,16 @@ class TestZeroMissing(TestDIN):
 def built():
     torch.manual_seed(0)
     model = DIN(CONFIG, SHARED).eval()
-    torch.nn.init.normal_(model.fields.tables[1])  # of the items: far enough apart to be told from each other
+    torch.nn.init.normal_(model.fields.table.weight)  # far enough apart to be told from each other
     return model
 
 
 def test_the_history_event_by_event():
     model, batch = built(), impressions(16)
     fields = model.fields(batch)
-    table = model.fields.table("item")
-    assert table is model.fields.table("genres")
+    rows = model.fields.blocks["item"]
+    assert rows == model.fields.blocks["genres"]
+    table = model.fields.table.weight[rows.start : rows.stop]
     for b in range(16):
         item = fields[b, 3]
         read = torch.zeros(4)
