@@ -64,6 +64,6 @@ def test_the_example_contract(spark: SparkSession, tmp_path: Path) -> None:
     samples = lake.read("samples", tables["samples"]).to_pylist()
     assert len(samples) == 360
     fields = {f["name"]: f for f in lake.read("fields", tables["fields"]).to_pylist()}
-    assert list(fields) == ["user", "item", "device", "price", "brand", "tags"]
+    assert list(fields) == ["user", "item", "device", "price", "brand", "tags", "hour"]
     assert sum(bool(s["missing"] & (1 << fields["price"]["position"])) for s in samples) == 3
     assert {len(s["f_tags"]) for s in samples} == {2}
