@@ -197,8 +197,10 @@ def _field(setting: str, old: FeatureField, new: FeatureField) -> Iterator[Diffe
         verdict, why = Verdict.REBUILD, "older arrivals were ingested otherwise"
         if part == "kind":
             why = "its column in the tables holds values of the other kind"
-        elif part == "column" and new.source == "time":
-            verdict, why = Verdict.COMPATIBLE, _absence(new)
+        elif part == "column" and old.source == new.source == "time":
+            why = "its vocabulary would mean another part of the time; give the field another name"
+        elif part == "column" and "time" in (old.source, new.source):
+            continue  # the source says it
         elif part == "column":
             verdict, why = Verdict.COMPATIBLE, "taken for the same values under another column name"
         elif part == "separator":

@@ -1,7 +1,8 @@
 """Feature fields that an event's own time says (`source: time` in the contract): no file brings them, none is missing.
 
 `hour` is the hour of the day, "0" to "23", `weekday` the day of the week, "1" (Monday) to "7" as ISO 8601 counts; both
-in UTC, as all dates here. A list that is made in advance cannot know when it will be seen: there they are missing.
+in UTC, as all dates here. A list that is made in advance cannot know when it will be seen: there they are missing. Data
+reports leave them out: they follow from the times.
 """
 
 from __future__ import annotations

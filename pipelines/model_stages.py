@@ -22,7 +22,7 @@ from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
 from pipelines.roles import ModelRun, Role, Scores, roles
-from train.settings import OPERATIONAL
+from train.settings import decisive
 
 Outputs = tuple[Mapping[str, Any], Mapping[str, Any]]
 
@@ -59,7 +59,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
     if warm:
         champion = champion_before(ctx, f"{ctx.recipe.name}.{role.name}", data.day)
         inputs["champion"] = champion.build if champion else None
-    config = _decisive(run)
+    config = decisive(run.config, run.training)
     run_name = run_name_of(unit, data.day, inputs, run)
     if run.search is not None:
         config["search"] = run.search.model_dump(mode="json", exclude_none=True)
@@ -102,13 +102,7 @@ def _train(ctx: Context, data: Data, role: Role, run: ModelRun) -> Published:
 def run_name_of(unit: str, day: str, inputs: Mapping[str, Any], run: ModelRun) -> str:
     """The name under which a run resumes: another number of workers, or of checkpoints, goes on where it stopped, and
     so do the trials of a search."""
-    return f"{unit.replace(':', '-')}-{key_of(unit, day, inputs, _decisive(run))}"
-
-
-def _decisive(run: ModelRun) -> dict[str, Any]:
-    """What decides the weights: with another number of workers or another cache a published day stays as it is."""
-    training = run.training.model_dump(mode="json", exclude=OPERATIONAL)
-    return {"model": run.config.model_dump(mode="json"), "training": training}
+    return f"{unit.replace(':', '-')}-{key_of(unit, day, inputs, decisive(run.config, run.training))}"
 
 
 def _tracker(ctx: Context, data: Data, role: Role, run: ModelRun, run_name: str) -> Any:

@@ -25,7 +25,7 @@ from infra.ledger import Ledger, Published, key_of
 from infra.lock import WorkspaceLock
 from pipelines.progress import Progress
 from pipelines.recipe import RankingModelRun, SequenceModelRun
-from train.settings import OPERATIONAL
+from train.settings import decisive
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,9 +71,6 @@ class Workbench:
     def trained(self, versions: Mapping[str, int], items_hash: str, vocabulary: pa.Table | None) -> Published:
         """The artifact, a function of the tables' versions, the model and how it is trained."""
         config, training = self.run.config, self.run.training
-        decisive = {
-            "model": config.model_dump(mode="json"), "training": training.model_dump(mode="json", exclude=OPERATIONAL),
-        }  # fmt: skip
 
         def work(key: str) -> Outputs:
             from train.trainer import TrainRequest, fit
@@ -90,7 +87,8 @@ class Workbench:
                 report = fit(request, self.workspace / artifact, self.workspace / "training", self._epoch)
             return {"artifact": str(artifact)}, report
 
-        return self.publish(f"replicate:{self.model}", {**versions, "items_hash": items_hash}, decisive, work)
+        inputs = {**versions, "items_hash": items_hash}
+        return self.publish(f"replicate:{self.model}", inputs, decisive(config, training), work)
 
     def publish(self, unit: str, inputs: Mapping[str, Any], config: Any, work: Callable[[str], Outputs]) -> Published:
         """What the ledger has under the unit's key, or what `work` makes of it."""

@@ -6,6 +6,10 @@ from typing import ClassVar
 
 from infra.config import Settings
 
+FORMAT_VERSION = 2
+"""Of artifacts: what a model's tensors are called, and what they and absent settings mean. Part of what a training is a
+function of, so that with another version models are trained again."""
+
 
 class Architecture(Settings):
     """What every model's configuration says of it besides its settings."""

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from infra.disk import sync
 from infra.errors import ArtifactError, ConfigError
 from infra.tables import HISTORY, Kind
+from train.architecture import FORMAT_VERSION
 from train.checkpoint import (
     MANIFEST,
     file_digest,
@@ -45,7 +46,6 @@ from train.protocol import FieldSpec
 from train.table_shard import LargeTable
 
 ARTIFACT_FORMAT = "logs2rec-model"
-FORMAT_VERSION = 1
 ITEM_FIELD = "__item__"
 VOCABULARY_SCHEMA = pa.schema([("field", pa.string()), ("index", pa.int32()), ("key", pa.string())])
 _MODEL, _DESCRIPTION, _VOCABULARY = "model.safetensors", "model.json", "vocabulary.parquet"

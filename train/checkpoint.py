@@ -276,7 +276,9 @@ def read_manifest(directory: Path, kind: str, version: int, oldest: int | None =
     if found not in [(kind, readable) for readable in range(oldest or version, version + 1)]:
         newer = found[0] == kind and isinstance(found[1], int) and found[1] > version
         refusal = NewerFormatError if newer else ArtifactError
-        raise refusal(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}")
+        older = found[0] == kind and isinstance(found[1], int) and not newer
+        remedy = "; an earlier version wrote it: train again" if older else ""
+        raise refusal(f"{directory / MANIFEST}: format {found}, this program reads {(kind, version)}{remedy}")
     files = manifest.get("files")
     if not isinstance(files, dict):
         raise ArtifactError(f"{directory / MANIFEST}: has no list of files")

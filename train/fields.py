@@ -87,7 +87,7 @@ class FieldEncoder(nn.Module):
         }
         z_BNW = torch.stack([next(found[spec.kind]) for spec in self.fields], dim=1)
         row_NW = 0.0 if self.missing_NW is None else self.missing_NW
-        return torch.where(self._missing(batch)[..., None], row_NW, z_BNW)
+        return torch.where(self.missing(batch)[..., None], row_NW, z_BNW)
 
     def values(self, field: str, index_BK: Tensor) -> tuple[Tensor, Tensor]:
         """(vectors (B, K, W) of a multi-valued field's values, which of them (B, K) are no padding)."""
@@ -102,14 +102,16 @@ class FieldEncoder(nn.Module):
     def _rows(self, field: str, index_BK: Tensor) -> tuple[Tensor, Tensor]:
         """Rows of a multi-valued field's values, those beyond its size unknown, and which are no padding."""
         block = self.blocks[field]
-        return block.start + torch.where(index_BK < len(block), index_BK, UNKNOWN), index_BK != PADDING
+        inside_BK = (index_BK >= PADDING) & (index_BK < len(block))
+        return block.start + torch.where(inside_BK, index_BK, UNKNOWN), index_BK != PADDING
 
     def _numeric(self, value_BG: Tensor) -> Tensor:
         finite_BG = torch.where(value_BG.isfinite(), value_BG, self.mean_G)
         standard_BG = ((finite_BG - self.mean_G) / self.std_G).clamp(-NUMERIC_LIMIT, NUMERIC_LIMIT)
         return standard_BG[..., None] * self.slope_GW + self.bias_GW
 
-    def _missing(self, batch: RankingBatch) -> Tensor:
+    def missing(self, batch: RankingBatch) -> Tensor:
+        """missing_BN of the batch, and what is no finite number."""
         missing_BN = batch.missing_BN.clone()
         missing_BN[:, self.numeric_at] |= ~batch.numeric_BG.isfinite()
         return missing_BN

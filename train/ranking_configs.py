@@ -135,7 +135,7 @@ class AsymDiffRecConfig(WrapperShape):
     """Weight of L_aux."""
     residual: bool = True
     """z_0' = z_T + sqrt(share of fields missing) g([s, z_T]), so that a complete sample is served as the base serves
-    it; False: z_0' = g([s, z_T]), as the paper writes it."""
+    it (with a shared head); False: z_0' = g([s, z_T]), as the paper writes it."""
     drop_power: float = Field(2.0, gt=0)
     """T = floor((N + 1) u^drop_power, u uniform in [0, 1): 1 is the paper's uniform T, more drops fewer fields."""
     hidden: int = Field(64, ge=1)
@@ -156,14 +156,14 @@ class FeatureDropoutConfig(WrapperShape):
 
     model: Literal["feature_dropout"] = "feature_dropout"
     rate: float | None = Field(0.2, gt=0, lt=1)
-    """Share of the fields that is dropped, each by itself; null: T of {0, ..., N} fields, as AsymDiffRec does."""
+    """Share of the fields that is dropped, each by itself; null: T fields, T uniform on {0, ..., N}."""
 
 
 class AutoencoderShape(WrapperShape):
     """Shape shared by the wrappers that restore the fields' vectors, not what the base makes of them."""
 
     rate: float | None = Field(None, gt=0, lt=1)
-    """Share of the fields that is dropped, each by itself; null: T of {0, ..., N} fields, as AsymDiffRec does."""
+    """Share of the fields that is dropped, each by itself; null: T fields, T uniform on {0, ..., N}."""
     code: int = Field(64, ge=1)
     """Width of what is between encoder and decoder."""
     recon_weight: float = Field(1.0, ge=0)
@@ -191,7 +191,7 @@ class ContrastiveConfig(WrapperShape):
 
     model: Literal["contrastive"] = "contrastive"
     rate: float | None = Field(None, gt=0, lt=1)
-    """Share of the fields that is dropped in a view, each by itself; null: T of {0, ..., N}, as AsymDiffRec does."""
+    """Share of the fields that is dropped in a view, each by itself; null: T fields, uniform on {0, ..., N}."""
     temperature: float = Field(0.1, gt=0)
     """Of the cosines between views."""
     weight: float = Field(0.1, ge=0)

@@ -84,13 +84,19 @@ class RankingData:
                 _require_known(multi[-1].values, spec, version)
             missing_N = missing_N | (absent_N.astype(np.int64) << bit)
         rows = len(table)
+        label_N = table["label"].to_numpy().astype(np.float32)
+        if (wrong_N := ~np.isin(label_N, (0, 1))).any():
+            raise TrainingError(
+                f"table samples version {version}: label {label_N[wrong_N][0]} is neither 0 nor 1; run the samples "
+                "stage again"
+            )
         return cls(
             fields=specs,
             categorical_NF=np.stack(categorical, 1) if categorical else np.zeros((rows, 0), np.int32),
             numeric_NG=np.stack(numeric, 1) if numeric else np.zeros((rows, 0), np.float32),
             multi=tuple(multi),
             missing_N=missing_N,
-            label_N=table["label"].to_numpy().astype(np.float32),
+            label_N=label_N,
         )
 
     def arrays(self) -> dict[str, NDArray[Any]]:

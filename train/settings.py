@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from infra.config import Settings
+from train.architecture import FORMAT_VERSION
 from train.configs import ModelConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -144,13 +145,18 @@ class TrainingSettings(Settings):
         return self
 
 
+def decisive(config: ModelConfig, training: TrainingSettings) -> dict[str, Any]:
+    """What decides the weights beside the data: with another number of workers or another cache they are the same."""
+    settings = training.model_dump(mode="json", exclude=OPERATIONAL)
+    return {"model": config.model_dump(mode="json"), "training": settings, "format": FORMAT_VERSION}
+
+
 def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | None:
     """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
     if not training.sharded:
         return None
     if config.kind == "ranking":
-        base = getattr(config, "base", config)
-        if base.model == "deepfm":
+        if getattr(config, "base", config).model == "deepfm":
             return (
                 "training.sharded: deepfm has a second table, which every worker would hold whole; take another model"
             )

@@ -1,4 +1,5 @@
-"""Item tables too large for one process: rows shared out over the ranks, only touched rows moved and trained.
+"""Tables too large for one process, of items or of feature values: rows shared out over the ranks, only touched rows
+moved and trained.
 
 Rank r of W owns the rows i with i mod W = r, as local row i // W of its shard. A lookup sends each
 distinct id to its owner and gets the row back; backward sends the rows' gradients the same way:

@@ -1,6 +1,6 @@
 """One optimizer step: forward and backward over micro-batches, the guard, clipping, AdamW, the moving average.
 
-A sharded item table (train.sharded) has an optimizer of its own, row-wise Adagrad; norm and clipping are of the whole
+A sharded table (train.sharded) has an optimizer of its own, row-wise Adagrad; norm and clipping are of the whole
 gradient, of dense weights and all ranks' rows.
 
 A loss is a sum of terms, each a mean over what the GLOBAL batch holds (train.protocol.Term). The counts are added up

@@ -33,7 +33,7 @@ from train.loop import train_worker
 from train.protocol import CountedModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
-from train.settings import OPERATIONAL, TrainingSettings, sharding_problem
+from train.settings import TrainingSettings, decisive, sharding_problem
 from train.table_shard import Shardable, assemble, load_dense_state
 from train.throughput import peak_memory
 from train.tracking import Tracker, finish, mlflow_callback
@@ -77,11 +77,7 @@ class TrainRequest:
 
         Raises ArtifactError when `initial` is no artifact.
         """
-        training = self.training.model_dump(mode="json", exclude=OPERATIONAL)
-        decides = {
-            "model": self.model.model_dump(mode="json"), "training": training, "as_of": self.as_of,
-            "vocabulary": self.vocabulary_hash,
-        }  # fmt: skip
+        decides = {**decisive(self.model, self.training), "as_of": self.as_of, "vocabulary": self.vocabulary_hash}
         return digest(decides if self.initial is None else {**decides, "initial": self.initial_digest})
 
     @property

@@ -58,8 +58,9 @@ def start_from(model: nn.Module, config: ModelConfig, fields: Sequence[FieldSpec
             old = known[name].to(parameter.device)
             if name not in ours:
                 parameter.copy_(old)
-            for field, rows in ours.get(name, {}).items():
-                _grow(parameter[rows.start : rows.stop], old[theirs[name][field].start : theirs[name][field].stop])
+                continue
+            for rows, had in {rows: theirs[name][field] for field, rows in ours[name].items()}.items():
+                _grow(parameter[rows.start : rows.stop], old[had.start : had.stop])  # of tied fields once
 
 
 def require_vocabulary(initial: Path, today: pa.Table | None) -> None:

@@ -96,9 +96,4 @@ class RankingPyfunc(PythonModel):
         )
 
 
-def _columns(columns: Sequence[NDArray[Any]], rows: int, dtype: type) -> NDArray[Any]:
-    """(rows, columns), also when there are none."""
-    return np.stack(columns, 1).astype(dtype) if columns else np.zeros((rows, 0), dtype)
-
-
 set_model(RankingPyfunc())

@@ -81,7 +81,7 @@ COMPATIBLE = {
     "field's source": ({"fields__2__source": "log"}, {"fields.age.source"}),
     "field from the time": (
         {"fields__0": {"name": "device", "kind": "categorical", "source": "time", "column": "hour"}},
-        {"fields.device.source", "fields.device.column"},
+        {"fields.device.source"},
     ),
     "order of fields": ({"fields": [BASE["fields"][i] for i in (1, 0, 2)]}, {"fields"}),
 }

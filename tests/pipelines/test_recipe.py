@@ -15,12 +15,18 @@ def test_a_table_can_be_sharded(model):
     assert (run.config.negatives, run.training.sharded) == (8192, True)
 
 
+@pytest.mark.parametrize("config", [{"model": "din"}, {"model": "asymdiffrec", "base": {"model": "dcnv2"}}])
+def test_a_table_of_values_can_be_sharded(config):
+    assert RankingModelRun.model_validate({"config": config, "training": SHARDED}).training.sharded
+
+
 @pytest.mark.parametrize(
     ("kind", "run", "message"),
     [
         (SequenceModelRun, {"config": {"model": "sasrec"}}, r"training\.sharded: config\.negatives is 0.*8192"),
         (SequenceModelRun, {"config": {"model": "popularity"}}, r"training\.sharded: model popularity learns no"),
-        (RankingModelRun, {"config": {"model": "dnn"}}, r"training\.sharded: model dnn learns no item table"),
+        (RankingModelRun, {"config": {"model": "deepfm"}}, r"training\.sharded: deepfm has a second table"),
+        (RankingModelRun, {"config": {"model": "cdae", "base": {"model": "deepfm"}}}, r"training\.sharded: deepfm has"),
         (SequenceModelRun, {"config": SAMPLED, "training": {"compile": True}}, "compile does not go with sharded"),
         (SequenceModelRun, {"config": SAMPLED, "training": {"ema": 0.99}}, "ema does not go with sharded"),
         (SequenceModelRun, {"config": SAMPLED, "training": {"start": "champion"}}, "start: champion does not go with"),

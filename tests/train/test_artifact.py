@@ -142,7 +142,7 @@ def test_files_beyond_the_format_are_refused_even_with_a_manifest_for_them(tmp_p
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format version"),
+        ({"format_version": 1}, "format version"),
         ({"surprise": 1}, "format version"),
         ({"kind": "ranking"}, "config"),
         ({"kind": ["sequence"]}, "neither"),

@@ -74,6 +74,11 @@ def test_multi_fields_leave_padding_out_and_map_what_is_beyond():
     torch.testing.assert_close(model(batch(genres=(0, 3, 77)))[0, 2], (tables(model)[1][3] + tables(model)[1][1]) / 2)
 
 
+def test_a_negative_value_of_a_multi_field_is_unknown_and_no_other_fields():
+    model = encoder()
+    torch.testing.assert_close(model(batch(genres=(-2,)))[0, 2], tables(model)[1][1])
+
+
 @pytest.mark.parametrize("genres", [(), (0, 0)])
 def test_a_multi_field_without_values_is_zeros_and_not_missing(genres):
     assert encoder()(batch(genres=genres))[0, 2].tolist() == [0.0] * 4

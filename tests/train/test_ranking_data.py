@@ -34,6 +34,11 @@ class TestRankingData:
         with pytest.raises(TrainingError, match=f"field {field} has index"):
             RankingData.from_lake(write_samples(tmp_path, list(self.ROWS), sizes), 0, 0, AS_OF, "train")
 
+    @pytest.mark.parametrize("label", [2, -1])
+    def test_a_label_that_is_neither_0_nor_1_is_refused(self, tmp_path, label):
+        with pytest.raises(TrainingError, match=f"label {label}.0 is neither 0 nor 1"):
+            RankingData.from_lake(write_samples(tmp_path, [{**self.ROWS[0], "label": label}]), 0, 0, AS_OF, "train")
+
     def test_an_empty_split_is_named(self, tmp_path):
         with pytest.raises(TrainingError, match=r"samples version 0 .*'test'"):
             RankingData.from_lake(write_samples(tmp_path, list(self.ROWS)), 0, 0, AS_OF, "test")

@@ -154,7 +154,7 @@ def test_the_artifact_has_the_whole_table_of_the_best_validation(tmp_path, monke
 
 
 def test_numbers_alone_need_no_table(tmp_path):
-    """A model of numeric fields: nothing to look up, whole or sharded."""
+    """A model of numeric fields: nothing to look up."""
     numbers = [spec for spec in FIELDS if spec.kind == "numeric"]
     model = build(DNN, None, numbers)
     assert model.fields.table.weight.shape == (0, 4)

@@ -24,6 +24,7 @@ from train.configs import (
     AsymDiffRecConfig,
     ContrastiveConfig,
     DimeRecConfig,
+    DINConfig,
     DNNConfig,
     MINDConfig,
     ModelConfig,
@@ -111,6 +112,17 @@ class TestWhatIsTakenOver:
         assert torch.equal(shop, torch.cat([old_shop, fresh_shop[2:]]))  # it had no key yet
         assert now[f"{prefix}fields.mean_G"].tolist() == [3.0]
         assert all(torch.equal(now[other], old[other]) for other in old if other != name)
+
+    def test_rows_that_two_fields_share_grow_once(self, tmp_path):
+        def fields(items):
+            return FieldSpec("item", Kind.CATEGORICAL, items), FieldSpec("history", Kind.MULTI, items)
+
+        config, table = DINConfig(embedding_width=2, hidden=(4,)), "fields.table.weight"
+        old = champion(tmp_path / "m", config, None, fields(5))
+        fresh, now = started(tmp_path / "m", config, None, fields(7))
+        assert now[table].shape == (7, 2)
+        assert torch.equal(now[table][:5], old[table])
+        torch.testing.assert_close(now[table][5:], fresh[table][5:] + old[table][2:].mean(dim=0))
 
     @pytest.mark.parametrize("config", [MIND, DIMEREC], ids=["mind", "dimerec"])
     def test_a_model_of_interests_answers_as_its_champion(self, tmp_path, config):

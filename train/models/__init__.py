@@ -10,8 +10,8 @@ from infra.config import Settings
 from infra.errors import ConfigError
 
 if TYPE_CHECKING:
+    from train.protocol import FieldSpec, RankingModel, SequenceModel
     from train.table_shard import LargeTable
-from train.protocol import FieldSpec, RankingModel, SequenceModel
 
 SEQUENCE_MODELS = {
     "popularity": "train.models.popularity:PopularityModel",

@@ -9,8 +9,8 @@ of github.com/datawhalechina/fun-rec has of the paper. By default g gives what i
     L = L_main + recon_weight * L_recon + aux_weight * L_aux
 
 Serving goes that way too: logits = f(z_0') with s the really missing fields. A complete sample has none, and its z_0'
-is z_0; without `residual` g knows complete samples from training, where T may be 0. Where the paper is silent there
-are switches (train/ranking_configs.py).
+is z_0, so that with `shared_head` the base answers; without `residual` g knows complete samples from training, where T
+may be 0. Where the paper is silent there are switches (train/ranking_configs.py).
 
 Shapes: B samples, N fields, D width of h(x).
 """
@@ -66,7 +66,7 @@ class AsymDiffRec(Wrapped):
     def _restore(self, batch: RankingBatch) -> Tensor:
         """z_0'_BD of z_T = h(x), s = the batch's missing fields."""
         z_BD = self.base.encode(batch)
-        s_BN = batch.missing_BN.to(z_BD.dtype)
+        s_BN = self.base.fields.missing(batch).to(z_BD.dtype)
         g_BD: Tensor = self.reverse(torch.cat([s_BN, z_BD], dim=1))
         return z_BD + s_BN.mean(dim=1, keepdim=True).sqrt() * g_BD if self.config.residual else g_BD
 
