@@ -11,14 +11,12 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from featurize.streams import MAX_LINE_BYTES
+from featurize.time_fields import PARTS
 from featurize.values import text
 from infra.config import Settings
 from infra.tables import Kind
 
 FileFormat = Literal["json", "csv", "parquet"]
-
-TIME_PARTS = ("hour", "weekday")
-"""What an event's time says: see featurize.time_fields."""
 
 Value = Annotated[str, BeforeValidator(lambda v: text(v) if isinstance(v, int | float) else v)]
 """A logged value as text; a number written without quotes is read the way the log's numbers are."""
@@ -116,10 +114,8 @@ class FeatureField(Settings):
 
     @model_validator(mode="after")
     def _of_time(self) -> FeatureField:
-        if self.source == "time" and self.raw_column not in TIME_PARTS:
-            raise ValueError(
-                f"column: of an event's time there are {', '.join(TIME_PARTS)}, and no {self.raw_column!r}"
-            )
+        if self.source == "time" and self.raw_column not in PARTS:
+            raise ValueError(f"column: of an event's time there are {', '.join(PARTS)}, and no {self.raw_column!r}")
         if self.source == "time" and self.kind is not Kind.CATEGORICAL:
             raise ValueError(f"kind: {self.name} comes from the event's time, and is categorical")
         return self

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING
 from infra.tables import column_of
 
 if TYPE_CHECKING:
-    from pyspark.sql import Column, DataFrame
+    from pyspark.sql import DataFrame
 
     from featurize.contract import Contract
+
+PARTS = {"hour": "hour(ts)", "weekday": "weekday(ts) + 1"}
+"""What an event's time says, in SQL."""
 
 
 def with_time_fields(frame: DataFrame, contract: Contract) -> DataFrame:
     """The frame (`ts`) with the contract's time fields, as text."""
-    for field in contract.fields_from("time"):
-        frame = frame.withColumn(column_of(field.name), _part(field.raw_column).cast("string"))
-    return frame
-
-
-def _part(name: str) -> Column:
     from pyspark.sql import functions as F
 
-    return {"hour": F.hour("ts"), "weekday": F.weekday("ts") + 1}[name]
+    for field in contract.fields_from("time"):
+        frame = frame.withColumn(column_of(field.name), F.expr(PARTS[field.raw_column]).cast("string"))
+    return frame

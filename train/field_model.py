@@ -33,11 +33,6 @@ class FieldModel(nn.Module, ABC):
         self.fields = FieldEncoder(fields, config.embedding_width, config.missing, config.tied, table)
         self.flat = len(fields) * config.embedding_width
 
-    @property
-    def shardable(self) -> LargeTable:
-        """What `training.sharded` spreads over the workers."""
-        return self.fields.table
-
     def encode(self, batch: RankingBatch) -> Tensor:
         """h: z_BD."""
         return self.encode_fields(self.fields(batch), batch)

@@ -58,7 +58,7 @@ class FieldEncoder(nn.Module):
         self.width = width
         numeric = [spec for spec in fields if spec.kind == Kind.NUMERIC]
         self.blocks = blocks_of(fields, tied)
-        self.table = skip_init(nn.Embedding, rows_of(fields, tied), width) if table is None else table
+        self.table = skip_init(nn.Embedding, rows_of(self.blocks), width) if table is None else table
         self.slope_GW = nn.Parameter(torch.empty(len(numeric), width))
         self.bias_GW = nn.Parameter(torch.zeros(len(numeric), width))
         self.missing_NW = nn.Parameter(torch.empty(len(fields), width)) if missing == "learned" else None
@@ -142,9 +142,9 @@ def blocks_of(fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProx
     return blocks | {name: blocks[other] for name, other in tied.items() if other in blocks}
 
 
-def rows_of(fields: Sequence[FieldSpec], tied: Mapping[str, str] = MappingProxyType({})) -> int:
+def rows_of(blocks: Mapping[str, range]) -> int:
     """Rows of the table of all fields' values."""
-    return max((block.stop for block in blocks_of(fields, tied).values()), default=0)
+    return max((block.stop for block in blocks.values()), default=0)
 
 
 def _mean(e_BKW: Tensor, real_BK: Tensor) -> Tensor:

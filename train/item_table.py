@@ -35,11 +35,6 @@ class ItemModel(nn.Module):
         self.negatives = shape.negatives
         self.items = item_embedding(catalogue, shape.width) if items is None else items
 
-    @property
-    def shardable(self) -> LargeTable:
-        """What `training.sharded` spreads over the workers."""
-        return self.items
-
     def item_table(self) -> Tensor:
         """E; of a sharded table this rank's rows (train.sharded_ranking ranks over those of all)."""
         return self.candidates(self.items.weight)

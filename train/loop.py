@@ -24,7 +24,7 @@ from train.artifact import build
 from train.checkpoint import Body, TrainState
 from train.configs import SoftmaxShape
 from train.embedding_health import health_metrics, with_validation
-from train.fields import FIELD_STD, rows_of
+from train.fields import FIELD_STD, blocks_of, rows_of
 from train.item_table import ItemModel, counted
 from train.job import Job, Splits, opened
 from train.layers import EMBEDDING_STD
@@ -151,8 +151,8 @@ class Worker:
             rows, width, std = catalogue, model.width, EMBEDDING_STD
         else:
             assert isinstance(model, FieldShape | WrapperShape)
-            shape = model.encoder
-            rows, width, std = rows_of(self.splits.fields, shape.tied), shape.embedding_width, FIELD_STD
+            blocks = blocks_of(self.splits.fields, model.encoder.tied)
+            rows, width, std = rows_of(blocks), model.encoder.embedding_width, FIELD_STD
         table = ShardedTable(rows, width, self.rank, self.world, std, seed).to(self.device)
         return TableShard(table, self.settings.table_learning_rate)
 

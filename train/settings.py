@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from infra.config import Settings
 from train.architecture import FORMAT_VERSION
 from train.configs import ModelConfig
+from train.ranking_configs import DeepFMConfig, FieldShape, WrapperShape
 
 Count = Annotated[int, Field(ge=1)]
 OPERATIONAL = {
@@ -155,12 +156,9 @@ def sharding_problem(config: ModelConfig, training: TrainingSettings) -> str | N
     """Why this model cannot be trained with `training.sharded`; None if it can, or is not asked to be."""
     if not training.sharded:
         return None
-    if config.kind == "ranking":
-        if getattr(config, "base", config).model == "deepfm":
-            return (
-                "training.sharded: deepfm has a second table, which every worker would hold whole; take another model"
-            )
-        return None
+    if isinstance(config, FieldShape | WrapperShape):
+        second = "training.sharded: deepfm has a second table, which every worker would hold whole; take another model"
+        return second if isinstance(config.encoder, DeepFMConfig) else None
     if getattr(config, "combine", None) == "project":
         return "training.sharded: config.combine: project needs every rank's whole gradient; set it to average"
     if getattr(config, "seen_padding", False):

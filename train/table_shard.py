@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,15 +16,6 @@ from train.sharded import ShardedTable, load_rows, load_shard, reader, shard_sta
 
 LargeTable = nn.Embedding | ShardedTable
 _BEST = "best."
-
-
-@runtime_checkable
-class Shardable(Protocol):
-    """A model with a table that `training.sharded` can spread over the workers."""
-
-    @property
-    def shardable(self) -> LargeTable:
-        """That table."""
 
 
 class TableShard:

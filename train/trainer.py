@@ -34,7 +34,7 @@ from train.protocol import CountedModel
 from train.ranking_data import read_fields
 from train.sequence_data import SequenceData, shown_and_predicted
 from train.settings import TrainingSettings, decisive, sharding_problem
-from train.table_shard import Shardable, assemble, load_dense_state
+from train.table_shard import assemble, load_dense_state
 from train.throughput import peak_memory
 from train.tracking import Tracker, finish, mlflow_callback
 from train.validation import validate
@@ -323,7 +323,9 @@ def _publish(request: TrainRequest, job: Job, last: Checkpoint, out: Path) -> di
     body = last.body
     fields = () if job.model.kind == "sequence" else read_fields(Lake(job.lake), job.versions["fields"], job.as_of)
     model = artifact.build(job.model, job.catalogue, fields)
-    table = model.shardable.weight if last.shards and isinstance(model, Shardable) else None
+    table = None
+    if last.shards:  # they hold the one tensor that the checkpoint's body lacks
+        table = model.get_parameter(*(model.state_dict().keys() - body.model.keys()))
     load_dense_state(model, body.best or body.model, table)
     if table is not None:
         assemble(table, last.shards, best=body.best is not None)

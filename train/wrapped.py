@@ -28,11 +28,6 @@ class Wrapped(nn.Module, ABC):
         assert isinstance(base, FieldModel)  # the configuration allows no other
         self.base = base
 
-    @property
-    def shardable(self) -> LargeTable:
-        """What `training.sharded` spreads over the workers: the base's."""
-        return self.base.shardable
-
     @abstractmethod
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The model's terms, each a mean over the batch."""

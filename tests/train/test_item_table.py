@@ -62,11 +62,6 @@ def whole(answers: list[Answer], name: str, key: str = "weight") -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def two(root: Path) -> list[Answer]:
     """What two ranks found in all the runs that begin on two."""
     runs = [

@@ -23,7 +23,7 @@ from tests.train.test_loop import job
 from tests.train.test_trainer import request_for
 from train import checkpoint, trainer, validation
 from train.artifact import build
-from train.fields import rows_of
+from train.fields import blocks_of, rows_of
 from train.job import Job, opened
 from train.ranking_configs import AsymDiffRecConfig, CDAEConfig, DCNv2Config, DINConfig, DNNConfig, FinalMLPConfig
 from train.settings import TrainingSettings
@@ -62,11 +62,6 @@ def fields_job(root: Path, model: train.ModelConfig = DNN, run: str = "run", **s
         write_samples(root, rows(24, 1) + [{**row, "split": "valid"} for row in rows(9, 2)], SIZES)
     what = job(root, model, run, **{"sharded": True, "table_learning_rate": 0.1, **settings})
     return replace(what, versions=VERSIONS, catalogue=None)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +117,7 @@ def test_two_ranks_resume_bit_for_bit(two):
 def test_a_sharded_table_answers_and_learns_as_the_whole_one(config):
     torch.manual_seed(0)
     whole_model = build(config, None, FIELDS)
-    table = ShardedTable(rows_of(FIELDS), SMALL["embedding_width"])
+    table = ShardedTable(rows_of(blocks_of(FIELDS)), SMALL["embedding_width"])
     sharded = build(config, None, FIELDS, table)
     name, *others = sharded_tables(sharded)
     assert not others
