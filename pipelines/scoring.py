@@ -35,7 +35,7 @@ from pipelines.eligibility import eligible_items
 from pipelines.event_stages import events
 from pipelines.feature_stages import build_histories, build_samples, build_vocabularies
 from pipelines.roles import require_vocabulary
-from pipelines.scoring_tasks import Job, require_fields, score_bucket, takers
+from pipelines.scoring_tasks import Job, score_bucket, takers, unlearned_fields
 
 UNIT = "score"
 _INPUTS = (ITEMS.name, "field_values", "user_features", "item_features", "samples", FIELDS.name, HISTORIES.name)
@@ -130,8 +130,14 @@ def _job(
     artifacts = {role: artifact_of(ctx, champion) for role, champion in champions.items()}
     for artifact in artifacts.values():
         require_vocabulary(artifact, keys.to_pylist())
+    unlearned: list[str] = []
     if "ranking" in artifacts:
-        require_fields(artifacts["ranking"], ctx.lake, data.versions, data.day)
+        unlearned = unlearned_fields(artifacts["ranking"], ctx.lake, ctx.contract, data.versions, data.day)
+    if unlearned:
+        ctx.progress.note(
+            f"{UNIT}: lists miss {', '.join(unlearned)}, which the ranking champion never saw missing; asymdiffrec and "
+            "feature_dropout learn it"
+        )
     files = histories.files_of(ctx.lake, as_of, recipe.sequences.buckets).buckets
     eligible_V = np.ones(FIRST_INDEX + len(keys), bool)
     eligible_V[:FIRST_INDEX] = False
@@ -149,6 +155,7 @@ def _job(
         recipe.sequences.history_cap, recipe.scoring, {role: str(path) for role, path in artifacts.items()},
         {role: champion.version for role, champion in champions.items()}, eligible_V,
         _takers(ctx, notes, files, data.day, len(eligible_V)), recipe.samples.history if recipe.ranking else 0,
+        unlearned,
     )  # fmt: skip
 
 
@@ -257,6 +264,7 @@ def _report(job: Job, done: Mapping[int, Mapping[str, Any]], eligible: pa.Array 
         "lists_full": total["full"],
         "lists_empty": total["empty"],
         "rows": {source: total[source] for source in ("retrieval", "ranking", "popular")},
+        "fields_unlearned": list(job.unlearned),
         "items": len(job.eligible_V) - FIRST_INDEX,
         "items_eligible": int(job.eligible_V.sum()),
         "eligible_unknown": 0 if eligible is None else len(eligible) - int(job.eligible_V.sum()),

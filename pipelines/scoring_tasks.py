@@ -60,6 +60,8 @@ class Job:
     """Users who took each item lately."""
     history: int
     """Items of the field `history`; 0: samples have none."""
+    unlearned: Sequence[str]
+    """See `unlearned_fields`."""
 
 
 def score_bucket(job: Job, number: int) -> dict[str, Any]:
@@ -153,13 +155,24 @@ def _made_ready(job: Job) -> _Ready:
     return _Ready(job.key, models, Catalogue.of(keys, job.eligible_V, job.takers_V), nobody)
 
 
-def require_fields(artifact: Path, lake: Lake, versions: Mapping[str, int], day: str) -> None:
-    """UsageError for a ranking model of other fields than the day's samples have."""
-    from evaluate.impressions import require_fields as require
+def unlearned_fields(
+    artifact: Path, lake: Lake, contract: Contract, versions: Mapping[str, int], day: str
+) -> list[str]:
+    """Fields that no list has (they are of an event, which has not happened) and this ranking model never saw missing.
+
+    UsageError for one of other fields than the day's samples have.
+    """
+    from evaluate.impressions import require_fields
     from train.artifact import load
+    from train.ranking_configs import WrapperShape
     from train.ranking_data import read_fields
 
-    require(artifact, load(artifact).fields, read_fields(lake, versions[FIELDS.name], day))
+    loaded = load(artifact)
+    require_fields(artifact, loaded.fields, read_fields(lake, versions[FIELDS.name], day))
+    if isinstance(loaded.config, WrapperShape):  # all of them drop fields in training
+        return []
+    of_event = {field.name for source in ("log", "time") for field in contract.fields_from(source)}
+    return [spec.name for spec in loaded.fields if spec.name in of_event and spec.missing_rate == 0]
 
 
 def _bucket(job: Job, number: int) -> Bucket:
