@@ -12,11 +12,14 @@ import pyarrow as pa
 
 from featurize.point_in_time import LEAKS
 from featurize.vocabularies import FIRST_INDEX
-from infra.errors import AuditError, DataRefused
+from infra.errors import AuditError
 from infra.tables import FIELDS, MISSING_RATES, Kind, column_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
+
+_LARGEST = (2 - 2.0**-23) * 2.0**127
+"""Of the numbers of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def _missing_rates(counts: Sequence[Mapping[str, Any]], kinds: Sequence[tuple[st
 
 
 def _moments(frame: DataFrame, kinds: Sequence[tuple[str, Kind]]) -> dict[str, tuple[float, float]]:
-    """Numeric field -> (mean, standard deviation) over the training rows where it is there.
+    """Numeric field -> (mean, standard deviation) over the training rows where it is there. What no 32 bits hold is
+    missing for a model, and here.
 
     Measured per partition and merged in the partitions' order: sums of floats depend on it, and the same
     input shall give the same figures.
@@ -86,7 +90,7 @@ def _moments(frame: DataFrame, kinds: Sequence[tuple[str, Kind]]) -> dict[str, t
         return {}
     measures = []
     for name in numeric:
-        column = F.col(column_of(name))
+        column = F.when(F.abs(column_of(name)) <= _LARGEST, F.col(column_of(name)))
         # The average of equal numbers is not always that number, and a constant field shall have deviation 0.
         mean = F.when(F.min(column) == F.max(column), F.min(column)).otherwise(F.avg(column))
         measures += [F.count(column).alias(f"n_{name}"), mean.alias(f"mean_{name}")]
@@ -95,10 +99,7 @@ def _moments(frame: DataFrame, kinds: Sequence[tuple[str, Kind]]) -> dict[str, t
     ordered = sorted((p.asDict() for p in parts), key=lambda p: int(p["part"]))
     out = {}
     for name in numeric:
-        merged = merge([(p[f"n_{name}"], p[f"mean_{name}"], p[f"var_{name}"]) for p in ordered if p[f"n_{name}"]])
-        if not all(map(math.isfinite, merged)):
-            raise DataRefused(f"fields: {name} has values too large for a mean and deviation; correct them in the log")
-        out[name] = merged
+        out[name] = merge([(p[f"n_{name}"], p[f"mean_{name}"], p[f"var_{name}"]) for p in ordered if p[f"n_{name}"]])
     return out
 
 

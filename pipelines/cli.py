@@ -301,7 +301,8 @@ def replicate(
         Path, typer.Option(help="Folder of a split's sequences.parquet, or, for ranking models, a workspace.")
     ],
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Of training and of the noise at inference.")
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="Of training, of cells taken away, and of the noise at inference."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -320,6 +321,8 @@ def replicate(
     from pipelines import replicate as sequences
     from pipelines.progress import Progress
 
+    if seed is not None and (twice := [name for name in overrides or () if name.split("=")[0].endswith(".seed")]):
+        raise UsageError(f"--set {twice[0]}: --seed {seed} says it for all; leave one of them out")
     with Progress(2) as progress:
         if model in ranked.sections():
             if categories is not None:

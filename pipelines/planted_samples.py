@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import Field
 
-from evaluate.missingness import removed
+from evaluate.missingness import LEAST_DAYS, removed
 from evaluate.settings import Pattern
 from infra.commit import commit, write_file
 from infra.config import Settings
@@ -111,6 +111,12 @@ def write(lake: Lake, logged: LoggedSamples, planting: Planting) -> dict[str, in
 
 
 def _planted(data: RankingData, planting: Planting, number: int) -> Ints:
+    days = len(np.unique(data.day_N))
+    if planting.pattern == "by_day" and days < LEAST_DAYS:
+        raise DataRefused(
+            f"planting.pattern: by_day throws a coin for a field and a day, and a split has {days} days of "
+            f"{LEAST_DAYS}; take another pattern or more days"
+        )
     return removed(planting.pattern, planting.rate, data, planting.seed, stream=1 + number)
 
 

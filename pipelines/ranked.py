@@ -154,13 +154,17 @@ def show(summary: Mapping[str, Any]) -> None:
     table = Table("", *(name.replace("_", " ") for name in shown), title=escape(title), title_justify="left")
     for name, figures in summary.items():
         if isinstance(figures, dict) and "auc" in figures:
-            values = [figures[metric] for metric in shown]
-            table.add_row(name, *("-" if v is None or math.isnan(v) else f"{v:.4f}" for v in values))
+            table.add_row(name, *(_shown(figures[metric]) for metric in shown))
     console.print(table)
     for name, figures in summary.items():
         if isinstance(figures, dict) and "auc_area" in figures:
-            console.print(f"{name}: area under AUC {figures['auc_area']:.4f}, UAUC {figures['uauc_area'] or 0:.4f}")
+            areas = _shown(figures["auc_area"]), _shown(figures["uauc_area"])
+            console.print("{}: area under AUC {}, UAUC {}".format(name, *areas))
     console.print(
         f"Validation: log loss {summary['valid'][VALID_METRIC]:.4f} (epoch {summary['best_epoch']} of "
         f"{summary['epochs']}). Trained in {summary['train_seconds']:.1f} s"
     )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.4f}"

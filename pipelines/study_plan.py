@@ -6,7 +6,7 @@ trained once per seed. `inference` names further rows, of the same trained model
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +128,12 @@ class StudyPlan(Settings):
                     raise ValueError(f"{where}: {wrong[0]} comes from the plan's seeds; leave it out")
 
 
+def _at_their_defaults(settings: Settings, later: Iterable[str]) -> set[str]:
+    """Those of the settings that came later and are as before, so that older cells keep their names without them."""
+    fields = type(settings).model_fields
+    return {name for name in later if name in fields and getattr(settings, name) == fields[name].default}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One model, trained with one seed and evaluated in one way: what a figure is a function of."""
@@ -148,8 +154,9 @@ class Cell:
     @property
     def trained(self) -> dict[str, Any]:
         """What is learnt, not how it is carried out (train.settings.OPERATIONAL)."""
-        kept = self.settings.model_dump(mode="json", exclude={"evaluation": True, "training": OPERATIONAL})
-        return {"data": self.data_digest, **kept}
+        later = _at_their_defaults(self.settings.config, self.settings.config.later)
+        left_out: dict[str, Any] = {"evaluation": True, "training": OPERATIONAL, "config": later}
+        return {"data": self.data_digest, **self.settings.model_dump(mode="json", exclude=left_out)}
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -162,11 +169,8 @@ class Cell:
         return parts
 
     def _evaluation(self) -> dict[str, Any]:
-        """Without settings that came later and are at their defaults, so that older cells keep their names."""
         settings = self.settings.evaluation
-        fields = type(settings).model_fields
-        later = {name for name in _LATER_SETTINGS if name in fields and getattr(settings, name) == fields[name].default}
-        return settings.model_dump(mode="json", exclude=later)
+        return settings.model_dump(mode="json", exclude=_at_their_defaults(settings, _LATER_SETTINGS))
 
     @property
     def training_key(self) -> str:

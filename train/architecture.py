@@ -18,3 +18,5 @@ class Architecture(Settings):
     """The protocol that the model serves: sequence or ranking."""
     counted: ClassVar[bool] = False
     """Counted over the training data in this process instead of trained by workers; has nothing to search."""
+    later: ClassVar[tuple[str, ...]] = ()
+    """Settings that came later: a study's cell is called as before where they are at their defaults."""

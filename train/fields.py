@@ -156,7 +156,8 @@ def _check(fields: Sequence[FieldSpec], tied: Mapping[str, str]) -> None:
     if not fields:
         raise ConfigError("fields: a ranking model needs at least one feature field in the contract")
     for spec in fields:
-        if spec.kind == Kind.NUMERIC and not (0 < spec.std < math.inf and math.isfinite(spec.mean)):
+        mean, std = torch.tensor([spec.mean, spec.std], dtype=torch.float32).tolist()  # as they are computed with
+        if spec.kind == Kind.NUMERIC and not (0 < std < math.inf and math.isfinite(mean)):
             raise ConfigError(
                 f"field {spec.name}: mean {spec.mean} and std {spec.std} cannot be used; a constant field has std 1, "
                 "both are finite: run the samples stage again"

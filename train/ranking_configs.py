@@ -115,6 +115,8 @@ class WrapperShape(Architecture):
     """Shape shared by the models around a base p = f(h(x)), which are trained to do without some of its fields."""
 
     kind: ClassVar[str] = "ranking"
+    drops_fields: ClassVar[bool] = True
+    """Training takes fields away, so that the model has met each of them missing."""
     base: BaseConfig = DNNConfig()
     """The model that is wrapped."""
 
@@ -122,6 +124,11 @@ class WrapperShape(Architecture):
     def encoder(self) -> FieldShape:
         """That of the base."""
         return self.base
+
+
+def _require_one(config: AsymDiffRecConfig | AutoencoderShape | LatentDiffusionConfig, what: str) -> None:
+    if config.recon_weight == config.aux_weight == 0:
+        raise ValueError(f"recon_weight: with aux_weight 0 too nothing trains {what}; give one of them a weight")
 
 
 class AsymDiffRecConfig(WrapperShape):
@@ -150,26 +157,55 @@ class AsymDiffRecConfig(WrapperShape):
     """Every field is as likely to be dropped as any other; or in proportion to how often the log misses it, those
     that it never misses last (uniform if it misses none)."""
 
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        if self.aux_weight == 0 and not self.shared_head:
+            raise ValueError(
+                "shared_head: with aux_weight 0 nothing trains a head of its own, which serves; set it true"
+            )
+        _require_one(self, "g, which serves incomplete samples")
+        return self
 
-class FeatureDropoutConfig(WrapperShape):
+
+class DroppingShape(WrapperShape):
+    """Shape shared by the wrappers that are trained on samples with holes."""
+
+    later: ClassVar[tuple[str, ...]] = ("drop_power",)
+    rate: float | None = Field(None, gt=0, lt=1)
+    """Share of the fields that is dropped, each by itself; null: T fields."""
+    drop_power: float = Field(1.0, gt=0)
+    """T = floor((N + 1) u^drop_power), u uniform in [0, 1), where `rate` is null: 1 is T uniform on {0, ..., N}, 2 what
+    AsymDiffRec drops."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.rate is not None and self.drop_power != 1:
+            raise ValueError(f"drop_power: means nothing where each field is dropped with rate {self.rate}; rate: null")
+        return self
+
+
+class FeatureDropoutConfig(DroppingShape):
     """The base, trained on samples with dropped fields alone: the plainest way to robustness."""
 
     model: Literal["feature_dropout"] = "feature_dropout"
     rate: float | None = Field(0.2, gt=0, lt=1)
-    """Share of the fields that is dropped, each by itself; null: T fields, T uniform on {0, ..., N}."""
+    """Share of the fields that is dropped, each by itself; null: T fields."""
 
 
-class AutoencoderShape(WrapperShape):
+class AutoencoderShape(DroppingShape):
     """Shape shared by the wrappers that restore the fields' vectors, not what the base makes of them."""
 
-    rate: float | None = Field(None, gt=0, lt=1)
-    """Share of the fields that is dropped, each by itself; null: T fields, T uniform on {0, ..., N}."""
     code: int = Field(64, ge=1)
     """Width of what is between encoder and decoder."""
     recon_weight: float = Field(1.0, ge=0)
     """Weight of the squared error of the restored vectors, per dimension."""
     aux_weight: float = Field(1.0, ge=0)
     """Weight of the task's loss on the restored sample."""
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        _require_one(self, "what restores the fields")
+        return self
 
 
 class CDAEConfig(AutoencoderShape):
@@ -186,12 +222,13 @@ class MultVAEConfig(AutoencoderShape):
     """Weight of the divergence from the prior; the published one is annealed up to 0.2."""
 
 
-class ContrastiveConfig(WrapperShape):
+class ContrastiveConfig(DroppingShape):
     """The base with a self-supervised second task after Yao et al. (arXiv 2007.12865)."""
 
     model: Literal["contrastive"] = "contrastive"
-    rate: float | None = Field(None, gt=0, lt=1)
-    """Share of the fields that is dropped in a view, each by itself; null: T fields, uniform on {0, ..., N}."""
+    group: int = Field(256, ge=2)
+    """Samples that are told apart from each other: a worker's share of a batch is cut into groups of them, so that the
+    task is the same however many workers there are, down to shares of this size."""
     temperature: float = Field(0.1, gt=0)
     """Of the cosines between views."""
     weight: float = Field(0.1, ge=0)
@@ -201,6 +238,7 @@ class ContrastiveConfig(WrapperShape):
 class LatentDiffusionConfig(WrapperShape):
     """Gaussian noise on h(x) after DiffRec (arXiv 2304.04971)."""
 
+    drops_fields: ClassVar[bool] = False
     model: Literal["latent_diffusion"] = "latent_diffusion"
     steps: int = Field(5, ge=1)
     """T: steps of the diffusion process; DiffRec's best are few."""
@@ -212,3 +250,8 @@ class LatentDiffusionConfig(WrapperShape):
     """Weight of the task's loss on z_0'."""
     hidden: int = Field(64, ge=1)
     """Width of the hidden layer of the denoiser."""
+
+    @model_validator(mode="after")
+    def _trained(self) -> Self:
+        _require_one(self, "the denoiser, which serves")
+        return self

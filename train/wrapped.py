@@ -15,7 +15,7 @@ from train.diffusion.dropping import drop, drop_each
 from train.field_model import FieldModel
 from train.models import build_ranking
 from train.protocol import FieldSpec, LossParts, RankingBatch, Term
-from train.ranking_configs import WrapperShape
+from train.ranking_configs import DroppingShape, WrapperShape
 from train.table_shard import LargeTable
 
 
@@ -42,10 +42,12 @@ def samples(sum_: Tensor, weight: float = 1.0) -> Term:
     return Term(sum_, "samples", weight)
 
 
-def dropped(batch: RankingBatch, rate: float | None, generator: torch.Generator) -> RankingBatch:
-    """The batch with fields dropped: each with probability `rate`, or None: T of {0, ..., N}."""
+def dropped(batch: RankingBatch, config: DroppingShape, generator: torch.Generator) -> RankingBatch:
+    """The batch with fields dropped: each with probability `rate`, or None: T of them by `drop_power`."""
     missing_BN = batch.missing_BN
-    return batch.with_missing(drop(missing_BN, generator) if rate is None else drop_each(missing_BN, rate, generator))
+    if config.rate is None:
+        return batch.with_missing(drop(missing_BN, generator, power=config.drop_power))
+    return batch.with_missing(drop_each(missing_BN, config.rate, generator))
 
 
 def two_layers(inputs: int, hidden: int, outputs: int) -> nn.Sequential:

@@ -1,8 +1,9 @@
 """The registered ranking model: raw feature rows in, probabilities out.
 
-Nulls, absent columns, NaN and values outside the vocabulary are what real traffic brings; none of them
-is an error. MLflow runs this file when it loads the model, and holds requests against the signature
-first: it refuses whole columns of the wrong type, integers where doubles belong among them.
+Nulls, absent columns, NaN, values of another type and values outside the vocabulary are what real traffic brings; none
+of them is an error. MLflow runs this file when it loads the model, and holds requests against the signature first. Its
+columns are of any type: a typed one refuses a column of nulls alone or integers where doubles belong, and makes text of
+a null within a list. MLflow cuts a request to the columns of the signature, so one with none of them has no rows left.
 
 Shapes: B rows, F categorical fields, G numeric fields, N all fields.
 """
@@ -19,7 +20,7 @@ import torch
 from mlflow.models import ModelSignature, set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, DataType, Schema, TensorSpec
-from mlflow.types.schema import Array
+from mlflow.types.schema import AnyType
 from numpy.typing import NDArray
 
 import train
@@ -29,16 +30,10 @@ from infra.tables import PADDING, UNKNOWN, Kind
 from train.artifact import vocabulary_of
 from train.protocol import FieldSpec, RankingBatch
 
-_TYPES: dict[Kind, Array | DataType] = {
-    Kind.CATEGORICAL: DataType.string,
-    Kind.NUMERIC: DataType.double,
-    Kind.MULTI: Array(DataType.string),
-}
-
 
 def signature(fields: Sequence[FieldSpec]) -> ModelSignature:
     """One optional column per field; the answer is `probability`."""
-    columns: list[ColSpec | TensorSpec] = [ColSpec(_TYPES[f.kind], f.name, required=False) for f in fields]
+    columns: list[ColSpec | TensorSpec] = [ColSpec(AnyType(), f.name, required=False) for f in fields]
     return ModelSignature(inputs=Schema(columns), outputs=Schema([ColSpec(DataType.double, "probability")]))
 
 
@@ -58,8 +53,8 @@ class RankingPyfunc(PythonModel):
             self.index.setdefault(row["field"], {})[row["key"]] = row["index"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One probability per row."""
-        batch = self._batch(model_input)
+        """One probability per row. Of columns with the same name the first counts."""
+        batch = self._batch(model_input.loc[:, ~model_input.columns.duplicated()])
         with torch.inference_mode():
             probability_B = torch.sigmoid(self.model.logits(batch).double()).numpy()
         return pd.DataFrame({"probability": probability_B}, index=model_input.index)

@@ -188,11 +188,19 @@ def test_a_constant_or_absent_number_has_deviation_1(spark: SparkSession, lake: 
 def test_what_cannot_be_built_is_refused_before_anything_is_committed(spark: SparkSession, lake: Lake) -> None:
     with pytest.raises(DataRefused, match="samples: no labelled event to train on before 2024-01-10"):
         build(spark, lake, [event(0, "ann", "a", 0.5)])
-    huge = [event(n, "ann", "a", -2, price=x) for n, x in enumerate((1.5e308, 1.6e308, -1.0))]
-    with pytest.raises(DataRefused, match="fields: price has values too large"):
-        build(spark, lake, huge)
     assert not lake.exists("samples")
     assert not lake.exists("fields")
+
+
+def test_numbers_beyond_32_bits_do_not_count_in_mean_and_deviation(spark: SparkSession, lake: Lake) -> None:
+    prices = (1.5e308, -3.5e38, 3.4e38, 1.0, 3.0)
+    _, fields, _ = build(spark, lake, [event(n, "ann", "a", -2, price=x) for n, x in enumerate(prices)])
+    price = next(f for f in fields if f["name"] == "price")
+    assert (price["mean"], price["std"]) == (pytest.approx(3.4e38 / 3), pytest.approx(3.4e38 * 2**0.5 / 3))
+    log = [event(n, "ann", "a", -2, price=x) for n, x in enumerate((1.5e308, -3.5e38, 1.0, 3.0))]
+    _, fields, _ = build(spark, lake, log)
+    price = next(f for f in fields if f["name"] == "price")
+    assert (price["mean"], price["std"]) == (2.0, 1.0)
 
 
 def test_fields_stand_in_mask_order() -> None:

@@ -46,8 +46,9 @@ class FieldAutoencoder(Wrapped):
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The task on the sample as logged, the restored vectors, and the task on them."""
+        batch = batch.with_missing(self.base.fields.missing(batch))
         e_BNW = self.base.fields(batch)
-        holed = dropped(batch, self.shape.rate, generator)
+        holed = dropped(batch, self.shape, generator)
         restored_BNW, filled_BNW, own = self._restored(holed, generator)
         error_BN = (restored_BNW - e_BNW.detach()).square().mean(dim=2) * ~batch.missing_BN
         terms = {
@@ -61,6 +62,7 @@ class FieldAutoencoder(Wrapped):
 
     def logits(self, batch: RankingBatch) -> Tensor:
         """y_B = f(h(v)). Put the model in eval mode before scoring."""
+        batch = batch.with_missing(self.base.fields.missing(batch))
         _, filled_BNW, _ = self._restored(batch, None)
         return self.base.head(self.base.encode_fields(filled_BNW, batch))
 

@@ -1,10 +1,10 @@
 """A self-supervised second task: two views of a sample are to find each other among others'.
 
 After Yao et al. (2020, arXiv 2007.12865): L = L_main + weight L_self, L_self = -log softmax_j(cos(a_i, b_j) / t)[i]
-over a rank's batch, a and b two views' h(x_T) through one linear layer, a view being the sample with fields dropped.
-Served as the base is.
+over a group of samples, a and b two views' h(x_T) through one linear layer, a view being the sample with fields
+dropped. Served as the base is.
 
-Shapes: B samples, D width of h(x).
+Shapes: B samples, M samples of a group, D width of h(x).
 """
 
 from __future__ import annotations
@@ -33,15 +33,20 @@ class Contrastive(Wrapped):
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The task on the sample as logged, and the views."""
         a_BD, b_BD = (F.normalize(self._view(batch, generator), dim=1) for _ in range(2))
-        own_B = torch.arange(len(a_BD), device=a_BD.device)
-        cosine_BB = (a_BD @ b_BD.T).float()  # over a temperature, half precision would show
-        views = F.cross_entropy(cosine_BB / self.config.temperature, own_B, reduction="sum")
+        groups = zip(a_BD.split(self.config.group), b_BD.split(self.config.group), strict=True)
+        views = torch.stack([self._found(a_MD, b_MD) for a_MD, b_MD in groups]).sum()
         terms = {
             "main": samples(task_sum(self.base.logits(batch), batch)),
             "self": samples(views, self.config.weight),
         }
         return LossParts(terms, batch.counts)
 
+    def _found(self, a_MD: Tensor, b_MD: Tensor) -> Tensor:
+        """Each sample's own view among those of the group, summed."""
+        own_M = torch.arange(len(a_MD), device=a_MD.device)
+        cosine_MM = (a_MD @ b_MD.T).float()  # over a temperature, half precision would show
+        return F.cross_entropy(cosine_MM / self.config.temperature, own_M, reduction="sum")
+
     def _view(self, batch: RankingBatch, generator: torch.Generator) -> Tensor:
-        view_BD: Tensor = self.project(self.base.encode(dropped(batch, self.config.rate, generator)))
+        view_BD: Tensor = self.project(self.base.encode(dropped(batch, self.config, generator)))
         return view_BD

@@ -22,8 +22,8 @@ class FeatureDropout(Wrapped):
         self, config: FeatureDropoutConfig, fields: Sequence[FieldSpec], table: LargeTable | None = None
     ) -> None:
         super().__init__(config, fields, table)
-        self.rate = config.rate
+        self.config = config
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:
         """The base's own, on the dropped sample."""
-        return self.base.loss(dropped(batch, self.rate, generator), generator)
+        return self.base.loss(dropped(batch, self.config, generator), generator)
