@@ -330,6 +330,8 @@ def replicate(
             found = ranked.replicate(model, data, ranked.settings_of(model, overrides or (), seed), workspace, progress)
             show = ranked.show
         else:
+            if model not in (others := sequences.sections()):
+                raise UsageError(f"--model {model!r}: choose one of {', '.join([*others, *ranked.sections()])}")
             settings = sequences.settings_of(model, overrides or (), seed)
             found = sequences.replicate(model, data, settings, workspace, progress, categories)
             show = sequences.show

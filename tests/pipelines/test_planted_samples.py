@@ -24,15 +24,15 @@ DAY = "2024-03-04"
 ALL = ("train", "valid", "test")
 
 
-def workspace(folder: Path, splits: tuple[str, ...] = ALL, day: str = DAY, seed: int = 0) -> Path:
-    """60 samples a split of 12 users over 3 days, the second of the fields sometimes missing."""
+def workspace(folder: Path, splits: tuple[str, ...] = ALL, day: str = DAY, seed: int = 0, days: int = 3) -> Path:
+    """60 samples a split of 12 users over some days, the second of the fields sometimes missing."""
     lake, table, rng = Lake(folder / "lake"), samples(KINDS), np.random.default_rng(seed)
     files = []
     for split in splits:
         rows = [
             {
                 "event_id": f"{split}{i:03d}", "user": f"u{i % 12}", "item": 2, "label": (i // 12 + i) % 2,
-                "label_source": "observed", "ts": datetime(2024, 3, 1, tzinfo=UTC) + timedelta(days=i % 3),
+                "label_source": "observed", "ts": datetime(2024, 3, 1, tzinfo=UTC) + timedelta(days=i % days),
                 "missing": 2 if i % 5 == 0 else 0,
                 "f_user": 2 + i % 12, "f_price": None if i % 5 == 0 else float(rng.integers(0, 100)),
                 "f_tags": [2, 3][: i % 3],
@@ -60,7 +60,7 @@ def workspace(folder: Path, splits: tuple[str, ...] = ALL, day: str = DAY, seed:
 
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory: pytest.TempPathFactory) -> LoggedSamples:
-    return read(workspace(tmp_path_factory.mktemp("workspace")))
+    return read(workspace(tmp_path_factory.mktemp("workspace"), days=8))
 
 
 def planted(folder: Path, logged: LoggedSamples, **planting: object) -> dict[str, RankingData]:
@@ -70,6 +70,12 @@ def planted(folder: Path, logged: LoggedSamples, **planting: object) -> dict[str
         split: RankingData.from_lake(lake, versions["samples"], versions["fields"], logged.as_of, split)
         for split in ("train", "valid", "test")
     }
+
+
+def test_by_day_needs_days(tmp_path: Path) -> None:
+    few = read(workspace(tmp_path / "few"))
+    with pytest.raises(DataRefused, match=r"planting\.pattern: by_day .* a split has 3 days of 7"):
+        planted(tmp_path / "planted", few, rate=0.3, pattern="by_day")
 
 
 def test_nothing_planted_is_the_log(tmp_path: Path, logged: LoggedSamples) -> None:

@@ -105,6 +105,25 @@ class TestSettings:
 
 
 class TestCommand:
+    def test_a_model_that_is_none(self, samples: Path) -> None:
+        done = logs2rec("replicate", "--model", "asymdiffrek", "--data", samples, "--json")
+        assert done.code == 2
+        assert "dimerec" in done.json["error"]
+        assert "asymdiffrec" in done.json["error"]
+
+    def test_one_seed(self, samples: Path) -> None:
+        given = ("--seed", 1, "--set", "planting.seed=2")
+        done = logs2rec("replicate", "--model", "dnn", "--data", samples, "--json", *given)
+        assert done.code == 2
+        assert "--set planting.seed=2: --seed 1 says it for all" in done.json["error"]
+
+    def test_what_nobody_has_is_shown_as_a_dash(self, capsys: pytest.CaptureFixture[str]) -> None:
+        figures = {"auc": None, "uauc": None, "log_loss": 0.5, "calibration_error": 0.1}
+        about = {"model": "dnn", "data": "w", "users": 3, "seed": 0, "planting": {"rate": 0.0, "pattern": "at_random"}}
+        trained = {"valid": {"log_loss": 0.5}, "best_epoch": 1, "epochs": 2, "train_seconds": 1.0}
+        show({**about, "as_planted": figures, "at_random": {"auc_area": None, "uauc_area": None}, **trained})
+        assert "at_random: area under AUC -, UAUC -" in capsys.readouterr().out
+
     def test_categories_are_of_lists_of_items(self, samples: Path) -> None:
         done = logs2rec("replicate", "--model", "dnn", "--data", samples, "--categories", "x", "--json")
         assert done.code == 2

@@ -236,6 +236,12 @@ class TestRanking:
     def test_columns_of_others_and_another_order(self, ranking):
         self.both(ranking, [{"basket": 12, **dict(reversed(FULL.items()))}], [FULL_INDICES])
 
+    def test_the_first_of_columns_with_one_name(self, ranking):
+        served, model = ranking
+        frame = pd.DataFrame([[3.5, 9.0]], columns=["price", "price"])
+        found = served.predict(None, frame)["probability"].tolist()
+        assert found == pytest.approx(probabilities(model, [{"price": 3.5}]), abs=1e-6)
+
     def test_no_rows(self, ranking):
         served, _ = ranking
         for frame in (pd.DataFrame(), pd.DataFrame(columns=list(FULL)), pd.DataFrame({"price": []})):
@@ -349,7 +355,27 @@ class TestThroughMLflow:
         null = served.predict(pd.DataFrame({"price": [None]}))["probability"].tolist()
         assert null == pytest.approx(probabilities(model, [{}]), abs=1e-6)
 
-    @pytest.mark.parametrize(("field", "value"), [("price", "cheap"), ("price", 7), ("item", 7), ("tags", "red")])
-    def test_columns_of_another_type(self, ranking, field, value):
-        with pytest.raises(MlflowException):
-            ranking[0].predict(pd.DataFrame({field: [value]}))
+    @pytest.mark.parametrize(
+        ("columns", "meant"),
+        [
+            ({f: [None] for f in FULL}, [{}]),
+            ({f: [F] for f in FULL}, [{}]),
+            ({"user": [F, F], "price": [3.5, F]}, [{"price": 3.5}, {}]),
+            ({"tags": [["new"], F]}, [{"tags": [3]}, {}]),
+            ({"tags": [["new", None], [None], []]}, [{"tags": [3]}, {"tags": []}, {"tags": []}]),
+            ({"price": [7, 2]}, [{"price": 7.0}, {"price": 2.0}]),
+            ({"price": ["cheap"]}, [{}]),
+            ({"item": [7, None]}, [{"item": 4}, {}]),
+            ({"item": [7]}, [{"item": 4}]),
+            ({"item": [True]}, [{"item": 1}]),
+            ({"item": pd.Categorical(["7", "zzz", None])}, [{"item": 4}, {"item": 1}, {}]),
+            ({"tags": ["new"]}, [{"tags": [3]}]),
+        ],
+    )
+    def test_columns_of_any_type_and_nulls_anywhere(self, ranking, columns, meant):
+        served, model = ranking
+        found = served.predict(pd.DataFrame(columns))["probability"].tolist()
+        assert found == pytest.approx(probabilities(model, meant), abs=1e-6)
+
+    def test_a_frame_without_a_column_of_the_model_has_no_rows(self, ranking):
+        assert ranking[0].predict(pd.DataFrame({"basket": [1, 2]})).empty

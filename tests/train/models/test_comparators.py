@@ -1,13 +1,17 @@
 """What AsymDiffRec is compared with, around the same base. B samples, N fields, W embedding width, D width of h(x)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
 from tests.train.models.contract import FIELDS, RankingModelContract, impressions, seeded
 from train.diffusion.dropping import drop, drop_each
 from train.models import build_ranking
 from train.ranking_configs import (
+    AsymDiffRecConfig,
     CDAEConfig,
     ContrastiveConfig,
     DCNv2Config,
@@ -72,11 +76,11 @@ def test_every_base_can_be_wrapped(wrapper, base):
     assert model.logits(impressions()).isfinite().all()
 
 
-@pytest.mark.parametrize("rate", [0.3, None])
-def test_feature_dropout_is_the_base_on_a_sample_with_holes(rate):
-    model, batch = built(FeatureDropoutConfig(base=BASE, rate=rate)), impressions(16)
+@pytest.mark.parametrize(("rate", "power"), [(0.3, 1), (None, 1), (None, 2)])
+def test_feature_dropout_is_the_base_on_a_sample_with_holes(rate, power):
+    model, batch = built(FeatureDropoutConfig(base=BASE, rate=rate, drop_power=power)), impressions(16)
     seen = batch.missing_BN
-    holes = drop(seen, seeded(3)) if rate is None else drop_each(seen, rate, seeded(3))
+    holes = drop(seen, seeded(3), power=power) if rate is None else drop_each(seen, rate, seeded(3))
     expected = model.base.loss(batch.with_missing(holes), seeded()).total
     assert model.loss(batch, seeded(3)).total == expected
     assert torch.equal(model.logits(batch), model.base.logits(batch))
@@ -145,6 +149,50 @@ def test_the_views_of_the_contrastive_task_pair_by_pair():
     found = model.loss(batch, seeded(3))
     assert found.parts["self"].item() == pytest.approx(expected.item(), rel=1e-5)
     assert found.total.item() == pytest.approx((found.parts["main"] + 0.3 * expected).item(), rel=1e-5)
+
+
+def test_views_are_told_apart_within_groups():
+    model, batch = built(ContrastiveConfig(base=BASE, group=4)), impressions(10)
+    a, b = (torch.randn(10, model.base.width, generator=seeded(n)) for n in (1, 2))
+    views = iter([a, b])
+    model._view = lambda *_: next(views)
+    unit_a, unit_b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    parts = [slice(0, 4), slice(4, 8), slice(8, 10)]
+    cosines = [unit_a[part] @ unit_b[part].T / 0.1 for part in parts]
+    expected = sum(-cosine.log_softmax(dim=1).diagonal().sum() for cosine in cosines) / 10
+    assert model.loss(batch, seeded()).parts["self"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(shape(base=BASE) for shape in (FeatureDropoutConfig, CDAEConfig, MultVAEConfig, ContrastiveConfig)),
+        LatentDiffusionConfig(base=BASE), AsymDiffRecConfig(base=BASE), AsymDiffRecConfig(base=BASE, residual=False),
+    ],
+    ids=lambda config: config.model,
+)  # fmt: skip
+def test_a_number_that_is_none_is_a_missing_field(config):
+    model, batch = built(config), impressions(16, missing=0.0)
+    nothing = batch.numeric_BG.clone()
+    nothing[::2] = torch.nan
+    flagged = batch.missing_BN.clone()
+    flagged[::2, 1] = True
+    assert torch.equal(model.logits(replace(batch, numeric_BG=nothing)), model.logits(batch.with_missing(flagged)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "where"),
+    [
+        (AsymDiffRecConfig, {"shared_head": False, "aux_weight": 0}, "nothing trains a head of its own"),
+        (AsymDiffRecConfig, {"recon_weight": 0, "aux_weight": 0}, "nothing trains g"),
+        (CDAEConfig, {"recon_weight": 0, "aux_weight": 0}, "nothing trains what restores"),
+        (LatentDiffusionConfig, {"recon_weight": 0, "aux_weight": 0}, "nothing trains the denoiser"),
+        (FeatureDropoutConfig, {"drop_power": 2}, "drop_power: means nothing"),
+    ],
+)  # fmt: skip
+def test_what_could_not_be_trained_is_refused(shape, settings, where):
+    with pytest.raises(ValidationError, match=where):
+        shape(**settings)
 
 
 def test_noise_on_the_representation_and_its_way_back():
