@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 _LARGEST = (2 - 2.0**-23) * 2.0**127
-"""Of the numbers of 32 bits."""
+_SMALLEST = 2.0**-126
+"""Of the numbers of 32 bits, and the least above 0."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,7 @@ class Described:
 def describe(frame: DataFrame, kinds: Sequence[tuple[str, Kind]], sizes: Mapping[str, int], day: str) -> Described:
     """Count and measure the rows of `samples` (with `leaks`); reads the frame twice, so let it be cached.
 
-    Raises AuditError when a row shows something of its event's own future, DataRefused for numbers without
-    a finite mean and deviation.
+    Raises AuditError when a row shows something of its event's own future.
     """
     from pyspark.sql import functions as F
 
@@ -77,8 +77,8 @@ def _missing_rates(counts: Sequence[Mapping[str, Any]], kinds: Sequence[tuple[st
 
 
 def _moments(frame: DataFrame, kinds: Sequence[tuple[str, Kind]]) -> dict[str, tuple[float, float]]:
-    """Numeric field -> (mean, standard deviation) over the training rows where it is there. What no 32 bits hold is
-    missing for a model, and here.
+    """Numeric field -> (mean, standard deviation) over the training rows where it is there. What no 32 bits hold, which
+    the loader takes for missing, is left out (missing rates count cells without a value alone).
 
     Measured per partition and merged in the partitions' order: sums of floats depend on it, and the same
     input shall give the same figures.
@@ -136,7 +136,7 @@ def _fields(
                 "kind": kind.value,
                 "size": 0 if kind is Kind.NUMERIC else sizes.get(name, FIRST_INDEX),
                 "mean": mean,
-                "std": std or 1.0,
+                "std": std if std >= _SMALLEST else 1.0,
                 "missing_rate": missing[position],
             }
         )

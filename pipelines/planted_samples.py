@@ -152,7 +152,8 @@ def _moments(values: NDArray[np.float32]) -> tuple[float, float]:
     if not len(values):
         return 0.0, 1.0
     exact = values.astype(np.float64)
-    return float(exact.mean()), float(exact.std()) or 1.0
+    std = float(exact.std())
+    return float(exact.mean()), std if std >= np.finfo(np.float32).tiny else 1.0
 
 
 def _table_of(specs: tuple[FieldSpec, ...]) -> Table:

@@ -169,7 +169,7 @@ def unlearned_fields(
 
     loaded = load(artifact)
     require_fields(artifact, loaded.fields, read_fields(lake, versions[FIELDS.name], day))
-    if isinstance(loaded.config, WrapperShape) and loaded.config.drops_fields:
+    if isinstance(loaded.config, WrapperShape) and loaded.config.meets_missing:
         return []
     of_event = {field.name for source in ("log", "time") for field in contract.fields_from(source)}
     return [spec.name for spec in loaded.fields if spec.name in of_event and spec.missing_rate == 0]

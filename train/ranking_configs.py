@@ -115,8 +115,6 @@ class WrapperShape(Architecture):
     """Shape shared by the models around a base p = f(h(x)), which are trained to do without some of its fields."""
 
     kind: ClassVar[str] = "ranking"
-    drops_fields: ClassVar[bool] = True
-    """Training takes fields away, so that the model has met each of them missing."""
     base: BaseConfig = DNNConfig()
     """The model that is wrapped."""
 
@@ -124,6 +122,11 @@ class WrapperShape(Architecture):
     def encoder(self) -> FieldShape:
         """That of the base."""
         return self.base
+
+    @property
+    def meets_missing(self) -> bool:
+        """Training takes each of the fields away, so that what answers has met it missing."""
+        return True
 
 
 def _require_one(config: AsymDiffRecConfig | AutoencoderShape | LatentDiffusionConfig, what: str) -> None:
@@ -156,6 +159,11 @@ class AsymDiffRecConfig(WrapperShape):
     drop_by: Literal["uniform", "missing_rate"] = "uniform"
     """Every field is as likely to be dropped as any other; or in proportion to how often the log misses it, those
     that it never misses last (uniform if it misses none)."""
+
+    @property
+    def meets_missing(self) -> bool:
+        """Not where fields that the log never misses are dropped last."""
+        return self.drop_by == "uniform"
 
     @model_validator(mode="after")
     def _trained(self) -> Self:
@@ -228,17 +236,21 @@ class ContrastiveConfig(DroppingShape):
     model: Literal["contrastive"] = "contrastive"
     group: int = Field(256, ge=2)
     """Samples that are told apart from each other: a worker's share of a batch is cut into groups of them, so that the
-    task is the same however many workers there are, down to shares of this size."""
+    task is the same however many workers there are, if each has whole groups."""
     temperature: float = Field(0.1, gt=0)
     """Of the cosines between views."""
     weight: float = Field(0.1, ge=0)
     """Weight of the second task."""
 
+    @property
+    def meets_missing(self) -> bool:
+        """The second task has, f has not."""
+        return False
+
 
 class LatentDiffusionConfig(WrapperShape):
     """Gaussian noise on h(x) after DiffRec (arXiv 2304.04971)."""
 
-    drops_fields: ClassVar[bool] = False
     model: Literal["latent_diffusion"] = "latent_diffusion"
     steps: int = Field(5, ge=1)
     """T: steps of the diffusion process; DiffRec's best are few."""
@@ -250,6 +262,11 @@ class LatentDiffusionConfig(WrapperShape):
     """Weight of the task's loss on z_0'."""
     hidden: int = Field(64, ge=1)
     """Width of the hidden layer of the denoiser."""
+
+    @property
+    def meets_missing(self) -> bool:
+        """Noise takes no field away."""
+        return False
 
     @model_validator(mode="after")
     def _trained(self) -> Self:

@@ -31,6 +31,8 @@ def read(value: Any, kind: Kind) -> Any:
 
     >>> read(7.0, Kind.CATEGORICAL), read("2.5", Kind.NUMERIC), read(np.array(["a", None]), Kind.MULTI)
     ('7', 2.5, ['a'])
+    >>> read(np.array(3.5), Kind.NUMERIC)
+    3.5
     >>> read(float("nan"), Kind.MULTI), read(pd.NA, Kind.CATEGORICAL), read("cheap", Kind.NUMERIC)
     (None, None, None)
     """
@@ -53,6 +55,8 @@ def left_padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 def _plain(value: Any) -> Any:
     """The cell in Python's own types, every kind of null as None."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value.item()
     if isinstance(value, np.ndarray | list | tuple | set):
         return [_plain(v) for v in value]
     if isinstance(value, np.generic):

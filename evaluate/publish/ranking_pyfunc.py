@@ -53,7 +53,7 @@ class RankingPyfunc(PythonModel):
             self.index.setdefault(row["field"], {})[row["key"]] = row["index"]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One probability per row. Of columns with the same name the first counts."""
+        """One probability per row. Of columns with the same name the first counts (MLflow itself refuses them)."""
         batch = self._batch(model_input.loc[:, ~model_input.columns.duplicated()])
         with torch.inference_mode():
             probability_B = torch.sigmoid(self.model.logits(batch).double()).numpy()

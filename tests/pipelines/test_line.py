@@ -260,6 +260,7 @@ class TestLists:
         clicked = duckdb.sql("select count(distinct \"user\") from events where type = 'click'").fetchall()[0][0]
         assert (users, most, odd) == (clicked + 1, 5, 0)  # and the list for whoever has none
         assert done.json["items_eligible"] == 50
+        assert done.json["fields_unlearned"] == []
         assert done.json["registered"] == {"retrieval": "1", "ranking": "1"}
         again = logs2rec(*self.ASKED, "--config", line.recipe, "--set", f"scoring.eligible={eligible}")
         assert again.json == done.json

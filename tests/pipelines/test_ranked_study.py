@@ -149,6 +149,10 @@ class TestPlan:
 
     def test_the_shipped_plan(self, samples: Path) -> None:
         tables = resolved(RECIPES / "asymdiffrec.yaml", samples)
+        configs = {row.name: row.cells[0].trained["config"] for row in tables[0].rows}
+        assert "drop_power" not in configs["feature dropout, T of N"], "cells from before the setting keep their names"
+        assert configs["feature dropout, small T"]["drop_power"] == 2
+        assert configs["AsymDiffRec"]["drop_power"] == 2
         keys = [(table.data, row.cells[0].key) for table in tables for row in table.rows]
         assert len(keys) - len(set(keys)) == 2, "the shipped settings are in two tables, with and without 30 % planted"
 

@@ -15,7 +15,13 @@ from tests.train.tables import AS_OF, write_samples
 from train.artifact import build, save
 from train.configs import ModelConfig
 from train.protocol import FieldSpec
-from train.ranking_configs import DNNConfig, FeatureDropoutConfig, LatentDiffusionConfig
+from train.ranking_configs import (
+    AsymDiffRecConfig,
+    ContrastiveConfig,
+    DNNConfig,
+    FeatureDropoutConfig,
+    LatentDiffusionConfig,
+)
 
 DNN = DNNConfig(embedding_width=2, hidden=(3,))
 #: The fields of tests.train.tables: colour and price belong to the event, tags to the item; shop is never missing.
@@ -52,11 +58,17 @@ def test_fields_of_the_event_that_training_never_missed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_drops_fields_in_training_knows_them(tmp_path: Path) -> None:
-    assert unlearned(tmp_path, FeatureDropoutConfig(base=DNN)) == []
+    assert unlearned(tmp_path / "dropout", FeatureDropoutConfig(base=DNN)) == []
+    assert unlearned(tmp_path / "ours", AsymDiffRecConfig(base=DNN)) == []
 
 
-def test_noise_on_the_representation_is_no_missing_field(tmp_path: Path) -> None:
-    assert unlearned(tmp_path, LatentDiffusionConfig(base=DNN)) == ["colour", "shop"]
+@pytest.mark.parametrize(
+    "config",
+    [LatentDiffusionConfig(base=DNN), ContrastiveConfig(base=DNN), AsymDiffRecConfig(base=DNN, drop_by="missing_rate")],
+    ids=lambda config: config.model,
+)
+def test_not_everything_around_a_base_meets_missing_fields(tmp_path: Path, config: ModelConfig) -> None:
+    assert unlearned(tmp_path, config) == ["colour", "shop"]
 
 
 def test_a_model_of_other_fields_is_refused(tmp_path: Path) -> None:

@@ -136,6 +136,8 @@ def test_the_statistics_travel_in_the_checkpoint():
         ([], "at least one feature field"),
         ([FieldSpec("age", Kind.NUMERIC, std=0.0)], "field age: mean 0.0 and std 0.0"),
         ([FieldSpec("age", Kind.NUMERIC, std=math.nan)], "field age: mean 0.0 and std nan"),
+        ([FieldSpec("age", Kind.NUMERIC, std=1e-50)], "field age: mean 0.0 and std 1e-50"),
+        ([FieldSpec("age", Kind.NUMERIC, mean=1e39)], "field age: mean 1e.39 and std 1.0"),
         ([FieldSpec("age", Kind.NUMERIC, mean=math.inf)], "field age: mean inf and std 1.0"),
         ([FieldSpec("user", Kind.CATEGORICAL, size=1)], "field user: size"),
     ],

@@ -177,7 +177,9 @@ def test_a_number_that_is_none_is_a_missing_field(config):
     nothing[::2] = torch.nan
     flagged = batch.missing_BN.clone()
     flagged[::2, 1] = True
-    assert torch.equal(model.logits(replace(batch, numeric_BG=nothing)), model.logits(batch.with_missing(flagged)))
+    found, meant = replace(batch, numeric_BG=nothing), batch.with_missing(flagged)
+    assert torch.equal(model.logits(found), model.logits(meant))
+    assert model.loss(found, seeded()).total == model.loss(meant, seeded()).total
 
 
 @pytest.mark.parametrize(
