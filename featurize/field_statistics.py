@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from featurize.point_in_time import LEAKS
@@ -18,9 +19,8 @@ from infra.tables import FIELDS, MISSING_RATES, Kind, column_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
-_LARGEST = (2 - 2.0**-23) * 2.0**127
-_SMALLEST = 2.0**-126
-"""Of the numbers of 32 bits, and the least above 0."""
+_LIMITS = np.finfo(np.float32)
+"""Models compute with 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def _moments(frame: DataFrame, kinds: Sequence[tuple[str, Kind]]) -> dict[str, t
         return {}
     measures = []
     for name in numeric:
-        column = F.when(F.abs(column_of(name)) <= _LARGEST, F.col(column_of(name)))
+        column = F.when(F.abs(column_of(name)) <= float(_LIMITS.max), F.col(column_of(name)))
         # The average of equal numbers is not always that number, and a constant field shall have deviation 0.
         mean = F.when(F.min(column) == F.max(column), F.min(column)).otherwise(F.avg(column))
         measures += [F.count(column).alias(f"n_{name}"), mean.alias(f"mean_{name}")]
@@ -118,6 +118,15 @@ def merge(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
     return mean, math.sqrt(squares / count) if count and squares < math.inf else squares
 
 
+def divisor(std: float) -> float:
+    """The deviation that a field's numbers are divided by: 1 for a constant, or what 32 bits take for one.
+
+    >>> divisor(2.5), divisor(0.0), divisor(1e-50)
+    (2.5, 1.0, 1.0)
+    """
+    return std if std >= _LIMITS.tiny else 1.0
+
+
 def _fields(
     kinds: Sequence[tuple[str, Kind]],
     sizes: Mapping[str, int],
@@ -136,7 +145,7 @@ def _fields(
                 "kind": kind.value,
                 "size": 0 if kind is Kind.NUMERIC else sizes.get(name, FIRST_INDEX),
                 "mean": mean,
-                "std": std if std >= _SMALLEST else 1.0,
+                "std": divisor(std),
                 "missing_rate": missing[position],
             }
         )

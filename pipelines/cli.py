@@ -320,18 +320,19 @@ def replicate(
     from pipelines import ranked
     from pipelines import replicate as sequences
     from pipelines.progress import Progress
+    from pipelines.workbench import sections
 
     if seed is not None and (twice := [name for name in overrides or () if name.split("=")[0].endswith(".seed")]):
         raise UsageError(f"--set {twice[0]}: --seed {seed} says it for all; leave one of them out")
     with Progress(2) as progress:
-        if model in ranked.sections():
+        if model in (rankings := sections(ranked.SETTINGS)):
             if categories is not None:
                 raise UsageError(f"--categories: {model} is a ranking model and makes no lists of items; leave it out")
             found = ranked.replicate(model, data, ranked.settings_of(model, overrides or (), seed), workspace, progress)
             show = ranked.show
         else:
-            if model not in (others := sequences.sections()):
-                raise UsageError(f"--model {model!r}: choose one of {', '.join([*others, *ranked.sections()])}")
+            if model not in (others := sections(sequences.SETTINGS)):
+                raise UsageError(f"--model {model!r}: choose one of {', '.join([*others, *rankings])}")
             settings = sequences.settings_of(model, overrides or (), seed)
             found = sequences.replicate(model, data, settings, workspace, progress, categories)
             show = sequences.show

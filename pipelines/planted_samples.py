@@ -20,6 +20,7 @@ from pydantic import Field
 
 from evaluate.missingness import LEAST_DAYS, removed
 from evaluate.settings import Pattern
+from featurize.field_statistics import divisor
 from infra.commit import commit, write_file
 from infra.config import Settings
 from infra.errors import DataRefused, UsageError
@@ -111,8 +112,7 @@ def write(lake: Lake, logged: LoggedSamples, planting: Planting) -> dict[str, in
 
 
 def _planted(data: RankingData, planting: Planting, number: int) -> Ints:
-    days = len(np.unique(data.day_N))
-    if planting.pattern == "by_day" and days < LEAST_DAYS:
+    if planting.pattern == "by_day" and (days := len(np.unique(data.day_N))) < LEAST_DAYS:
         raise DataRefused(
             f"planting.pattern: by_day throws a coin for a field and a day, and a split has {days} days of "
             f"{LEAST_DAYS}; take another pattern or more days"
@@ -152,8 +152,7 @@ def _moments(values: NDArray[np.float32]) -> tuple[float, float]:
     if not len(values):
         return 0.0, 1.0
     exact = values.astype(np.float64)
-    std = float(exact.std())
-    return float(exact.mean()), std if std >= np.finfo(np.float32).tiny else 1.0
+    return float(exact.mean()), divisor(float(exact.std()))
 
 
 def _table_of(specs: tuple[FieldSpec, ...]) -> Table:

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from evaluate.settings import ImpressionSettings, MissingnessSettings
-from infra.config import parse, read_yaml
+from infra.config import parse
 from infra.tables import FIELDS
 from pipelines import planted_samples
 from pipelines.planted_samples import LoggedSamples, Planting
@@ -57,12 +57,6 @@ class RankedModel(RankingModelRun):
         if senseless := [setting for setting, value in given.items() if value is not None]:
             raise ValueError(f"{senseless[0]}: a replication is one fresh run; leave it out")
         return self
-
-
-def sections() -> Mapping[str, Any]:
-    """The sections of recipes/ranked.yaml, by name."""
-    found: Mapping[str, Any] = read_yaml(SETTINGS)
-    return found
 
 
 def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = None) -> RankedModel:

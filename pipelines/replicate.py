@@ -18,7 +18,7 @@ from rich.table import Table
 
 from evaluate.settings import RetrievalSettings
 from featurize.vocabularies import hash_of
-from infra.config import Settings, parse, read_yaml
+from infra.config import Settings, parse
 from infra.ledger import Published
 from infra.tables import FIRST_INDEX, SEQUENCES
 from pipelines import published_split, split_categories
@@ -92,12 +92,6 @@ class ReplicatedModel(SequenceModelRun):
         if own is not None and (self.evaluation.steps or 0) > own:
             raise ValueError(f"evaluation.steps {self.evaluation.steps} exceeds the model's {own} steps")
         return self
-
-
-def sections() -> Mapping[str, Any]:
-    """The sections of recipes/replicate.yaml, by name."""
-    found: Mapping[str, Any] = read_yaml(SETTINGS)
-    return found
 
 
 def settings_of(model: str, overrides: Sequence[str] = (), seed: int | None = None) -> ReplicatedModel:

@@ -129,12 +129,18 @@ def workbench(
         yield Workbench(model, date, run, workspace, Ledger(Lake(workspace / "lake")), progress)
 
 
+def sections(file: Path) -> Mapping[str, Any]:
+    """The models of a settings file, by name."""
+    found: Mapping[str, Any] = read_yaml(file)
+    return found
+
+
 def section(file: Path, model: str, overrides: Sequence[str]) -> dict[str, Any]:
     """A model's section of a settings file with its overrides (`config.width=64`); UsageError where there is none."""
-    sections = read_yaml(file)
-    if model not in sections:
-        raise UsageError(f"--model {model!r}: choose one of {', '.join(sections)}")
-    found: dict[str, Any] = sections[model]
+    known = sections(file)
+    if model not in known:
+        raise UsageError(f"--model {model!r}: choose one of {', '.join(known)}")
+    found: dict[str, Any] = known[model]
     for override in overrides:
         apply_override(found, override)
     return found

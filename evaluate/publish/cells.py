@@ -55,11 +55,9 @@ def left_padded(rows: Sequence[Sequence[int]]) -> Tensor:
 
 def _plain(value: Any) -> Any:
     """The cell in Python's own types, every kind of null as None."""
-    if isinstance(value, np.ndarray) and value.ndim == 0:
+    if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:
         value = value.item()
     if isinstance(value, np.ndarray | list | tuple | set):
         return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
     null = value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
     return None if null else value
