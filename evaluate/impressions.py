@@ -7,7 +7,7 @@ Shapes: N impressions, B impressions of a batch, U users, F categorical fields, 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluate import slices
 from evaluate.metrics.accuracy import mean
 from evaluate.metrics.binary import auc, auc_by_user, log_loss, uauc, user_auc
 from evaluate.metrics.calibration import calibration_error, calibration_ratio
@@ -53,6 +54,8 @@ class ImpressionResult:
     per_user: dict[str, Floats]
     """By the names in `metrics`, aligned with `everybody`; NaN for a user without a value. The mean of the others is
     the metric: of "auc" as `auc_by_user` has it."""
+    slices: dict[str, tuple[NDArray[np.generic], Floats]]
+    """By name: the users that have both classes among the slice's observed rows, and their AUC on these."""
 
 
 def evaluate_impressions(
@@ -63,8 +66,9 @@ def evaluate_impressions(
     as_of: str,
     settings: ImpressionSettings,
     split: str = "test",
+    names: Mapping[str, Mapping[int, str]] | None = None,
 ) -> ImpressionResult:
-    """Score the artifact on the impressions of `split`.
+    """Score the artifact on the impressions of `split`; `names`: values by index, of the fields of `settings.slices`.
 
     A model trained on older vocabularies sees the values it does not know as unknown. Raises UsageError
     for a sequence artifact or one with other fields.
@@ -75,13 +79,13 @@ def evaluate_impressions(
     data = RankingData.from_lake(lake, version, fields_version, as_of, split)
     require_fields(artifact, loaded.fields, data.fields)
     # Users as numbers: what groups by them is measured for many scenarios, and strings are slow to compare.
-    names, user_N = np.unique(data.user_N.astype(str), return_inverse=True)
+    user_names, user_N = np.unique(data.user_N.astype(str), return_inverse=True)
     data = replace(data, user_N=user_N)
     started = time.perf_counter()
     probability_N = _score(loaded, data, settings)
     seconds = time.perf_counter() - started
     users, metrics, per_user = _measured(data, probability_N, settings)
-    everybody, own = names[users].astype(object), per_user["uauc"]
+    everybody, own = user_names[users].astype(object), per_user["uauc"]
     both_classes = ~np.isnan(own)  # a user with a single class has no AUC
     metrics |= {
         "impressions": float(data.observed_N.sum()),
@@ -90,7 +94,28 @@ def evaluate_impressions(
         "impressions_per_second": len(data) / max(seconds, 1e-9),
     }
     _with_less(loaded, data, settings, metrics, per_user)
-    return ImpressionResult(everybody[both_classes], own[both_classes], metrics, everybody, per_user)
+    parts = {}
+    for label, (users_S, auc_S) in _by_slice(data, probability_N, settings.slices, names or {}).items():
+        if len(users_S):
+            parts[label] = (user_names[users_S].astype(object), auc_S)
+    return ImpressionResult(everybody[both_classes], own[both_classes], metrics, everybody, per_user, parts)
+
+
+def _by_slice(
+    data: RankingData, probability_N: Floats, fields: Sequence[str], names: Mapping[str, Mapping[int, str]]
+) -> dict[str, tuple[NDArray[np.generic], Floats]]:
+    """(users, AUC) of each slice of the observed rows; users with one class there are left out."""
+    label_N, score_N, user_N = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
+    count_U = np.bincount(user_N) if len(user_N) else np.zeros(0, np.int64)
+    masks = {label: mask_U[user_N] for label, mask_U in slices.by_activity(count_U).items()}
+    for name in fields:
+        values = [v for v, told in zip(data.values(name, names.get(name, {})), data.observed_N, strict=True) if told]
+        masks |= slices.by_values(name, values)
+    found = {}
+    for label, mask_N in masks.items():
+        users, auc_U = user_auc(label_N[mask_N], score_N[mask_N], user_N[mask_N])
+        found[label] = (users[~np.isnan(auc_U)], auc_U[~np.isnan(auc_U)])
+    return found
 
 
 def _measured(
@@ -99,7 +124,7 @@ def _measured(
     """(users, figures, values per user) of the observed rows."""
     label_N, score_N, user_N = (a[data.observed_N] for a in (data.label_N, probability_N, data.user_N))
     everybody, own_U = user_auc(label_N, score_N, user_N)
-    lists = list_metrics(label_N, score_N, user_N, settings.ks)[1]
+    lists = list_metrics(label_N, score_N, user_N, settings.ks, settings.metrics)[1]
     per_user = {
         "auc": auc_by_user(label_N, score_N, user_N)[1],
         "uauc": own_U,

@@ -11,8 +11,8 @@ D width, V catalogue rows, K list length.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluate import slices
+from evaluate.list_figures import Lists, list_figures
 from evaluate.metrics.accuracy import mean, summarise
-from evaluate.metrics.diversity import (
-    ItemCategories,
-    catalogue_coverage,
-    category_count,
-    exposure_entropy,
-    gini,
-    intra_list_distance,
-)
-from evaluate.settings import RetrievalSettings
+from evaluate.metrics.diversity import ItemCategories
+from evaluate.metrics.popularity import head, serendipity
+from evaluate.settings import COMMON, RetrievalSettings
+from evaluate.slices import FieldValues, Masks
 from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, UNKNOWN
@@ -37,24 +34,40 @@ from train.artifact import Loaded, load
 from train.protocol import SequenceBatch
 from train.ragged import Ragged
 from train.ranking import MISS, target_ranks, top_k, user_vectors
-from train.sequence_data import SequenceData
+from train.sequence_data import TRAINING_COLUMNS, SequenceData, shown_and_predicted
 
-CANDIDATE_SETS = ("all_items", "history_removed")
+ALL, REMOVED = "all_items", "history_removed"
+CANDIDATE_SETS = (ALL, REMOVED)
 LISTS = "lists"
+DEVIATION = "noise_deviation"
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class RetrievalResult:
     """Users by candidate set, vectors under "set/metric" aligned with them, means, and the lists (N, K).
 
-    The lists are drawn with the history removed, for everybody; 0 is an empty slot. What is measured of each list,
-    given categories, stands under "lists/metric".
+    The lists are drawn with the history removed, for everybody; 0 is an empty slot. What is measured of each list
+    stands under "lists/metric". `slices` are masks over all users, `kept` says which of them a set has.
     """
 
     users: dict[str, NDArray[np.object_]]
-    per_user: dict[str, NDArray[np.float64]]
+    per_user: dict[str, Floats]
     metrics: dict[str, float]
-    lists_NK: NDArray[np.int64]
+    lists_NK: Ints
+    slices: Masks = field(default_factory=dict)
+    kept: Mapping[str, Bools] = field(default_factory=dict)
+
+    def by_slice(self, metric: str) -> dict[str, tuple[NDArray[np.object_], Floats]]:
+        """(users, values) of each slice that has any of the users of the metric's set."""
+        name = metric.split("/")[0]
+        inside = {label: mask_N[self.kept[name]] for label, mask_N in self.slices.items()}
+        return {
+            label: (self.users[name][mask], self.per_user[metric][mask]) for label, mask in inside.items() if mask.any()
+        }
 
 
 def evaluate_retrieval(
@@ -66,17 +79,23 @@ def evaluate_retrieval(
     catalogue: int,
     categories: ItemCategories | None = None,
     split: str = "test",
+    fields: FieldValues | None = None,
+    common: int | None = None,
 ) -> RetrievalResult:
     """Score the artifact on the targets of `split`; `catalogue` is today's number of item rows.
 
     A model trained on an older, smaller vocabulary sees items it does not know as unknown, and never
-    retrieves them; one trained on a newer, larger vocabulary retrieves today's items only.
+    retrieves them; one trained on a newer, larger vocabulary retrieves today's items only. With `common`, the rows of
+    the smaller of two vocabularies, both are also measured where neither has an advantage, as a third candidate set:
+    the history removed, those rows alone as candidates, and users whose target is among them.
 
     The noise of a diffusion model comes from one generator, batch after batch: the same seed and the same
     batch size give the same figures, another batch size gives other draws. All models of a comparison
-    share both. Models without noise do not depend on the batch size.
+    share both. Models without noise do not depend on the batch size. With several `noise_seeds` a user's value is the
+    mean over them, "set/metric/noise_deviation" the standard deviation of the means, and lists are the first seed's.
 
-    Raises UsageError for a ranking artifact or a split without targets.
+    `fields`: what slices by the values of fields are made of. Raises UsageError for a ranking artifact or a split
+    without targets.
     """
     loaded = load(artifact)
     if loaded.kind != "sequence":
@@ -84,46 +103,96 @@ def evaluate_retrieval(
     data = SequenceData.from_lake(lake, version, as_of, split, getattr(loaded.config, "max_length", None))
     if data.target_N is None or data.known_N is None:
         raise UsageError(f"split {split!r}: has no targets to rank; evaluate valid or test")
-    started = time.perf_counter()
-    ranks, lists_NK = _score(loaded, data, data.target_N, catalogue, settings)
-    seconds = time.perf_counter() - started
-    for ranks_N in ranks.values():
-        ranks_N[~data.known_N] = MISS
     repeated_N = _target_in_history(data.next_items, data.target_N)
-    users, per_user, metrics = {}, {}, {}
-    for name in CANDIDATE_SETS:
-        kept_N = ~repeated_N if name == "history_removed" else np.ones(len(data), bool)
-        users[name] = data.user_N[kept_N]
-        for metric, values in summarise(ranks[name][kept_N], settings.ks).items():
-            per_user[f"{name}/{metric}"] = values
-            metrics[f"{name}/{metric}"] = mean(values)
+    kept = {ALL: np.ones(len(data), bool), REMOVED: ~repeated_N}
+    if common is not None:
+        kept[COMMON] = ~repeated_N & (data.target_N < common)
+    counts_V = training_counts(lake, version, as_of, catalogue)
+    runs, lists_NK, seconds = [], None, 0.0
+    for seed in range(settings.seed, settings.seed + (settings.noise_seeds if _has_noise(loaded) else 1)):
+        started = time.perf_counter()
+        ranks, drawn_NK = _score(loaded, data, data.target_N, catalogue, settings, seed, common)
+        seconds += time.perf_counter() - started
+        lists_NK = drawn_NK if lists_NK is None else lists_NK
+        runs.append(_accuracy(ranks, data, kept, counts_V, settings))
+    assert lists_NK is not None
+    per_user = {name: np.mean([run[name] for run in runs], axis=0) for name in runs[0]}
+    metrics = {name: mean(value_N) for name, value_N in per_user.items()}
+    if len(runs) > 1:
+        metrics |= {f"{name}/{DEVIATION}": float(np.std([mean(r[name]) for r in runs], ddof=1)) for name in per_user}
+    model: Any = loaded.model
+    table, known = model.item_table(), loaded.catalogue
+    assert known is not None
+    e_VD = None if table is None else table.detach().float().numpy()
+    made = Lists(lists_NK, data.next_items, catalogue, known, counts_V, e_VD, categories)
+    figures, of_lists = list_figures(made)
     metrics |= {
-        "catalogue_coverage": catalogue_coverage(lists_NK, catalogue - FIRST_INDEX),
-        "gini": gini(lists_NK, catalogue - FIRST_INDEX),
-        "exposure_entropy": exposure_entropy(lists_NK, catalogue - FIRST_INDEX),
+        **figures,
         "users": float(len(data)),
         "targets_in_history": float(repeated_N.sum()),
         "targets_unseen_share": float((~data.known_N).mean()),
-        "users_per_second": len(data) / max(seconds, 1e-9),
+        "users_per_second": len(runs) * len(data) / max(seconds, 1e-9),
     }
-    if categories is not None:
-        users[LISTS] = data.user_N
-        for name, measure in {"category_count": category_count, "intra_list_distance": intra_list_distance}.items():
-            per_user[f"{LISTS}/{name}"] = measure(lists_NK, categories).astype(np.float64)
-            metrics[name] = mean(per_user[f"{LISTS}/{name}"])
-    return RetrievalResult(users, per_user, metrics, lists_NK)
+    per_user |= {f"{LISTS}/{name}": value_N for name, value_N in of_lists.items()}
+    users = {name: data.user_N[kept_N] for name, kept_N in kept.items()} | {LISTS: data.user_N}
+    return RetrievalResult(users, per_user, metrics, lists_NK, _slices(data, counts_V, fields), kept)
+
+
+def _has_noise(loaded: Loaded) -> bool:
+    return hasattr(loaded.model, "diffusion")
+
+
+def _accuracy(
+    ranks: Mapping[str, Ints], data: SequenceData, kept: Mapping[str, Bools], counts_V: Ints,
+    settings: RetrievalSettings,
+) -> dict[str, Floats]:  # fmt: skip
+    """Vectors by "set/metric" of the users of each set."""
+    assert data.known_N is not None
+    assert data.target_N is not None
+    found: dict[str, Floats] = {}
+    for name, kept_N in kept.items():
+        ranks_N = np.where(data.known_N, ranks[name], MISS)[kept_N]
+        vectors = summarise(ranks_N, settings.ks, settings.metrics)
+        if counts_V.any():
+            k = settings.list_length
+            vectors[f"serendipity_at_{k}"] = serendipity(ranks_N, data.target_N[kept_N], counts_V, k)
+        found |= {f"{name}/{metric}": values for metric, values in vectors.items()}
+    return found
+
+
+def _slices(data: SequenceData, counts_V: Ints, fields: FieldValues | None) -> Masks:
+    assert data.known_N is not None
+    assert data.target_N is not None
+    had_T = np.concatenate([[0], np.cumsum(data.next_items.values > 0)])
+    length_N = had_T[data.next_items.offsets[1:]] - had_T[data.next_items.offsets[:-1]]
+    found = slices.by_history(length_N) | slices.by_activity(length_N)
+    if counts_V.any():
+        inside_N = data.target_N < len(counts_V)
+        target_N = np.where(inside_N, data.target_N, 0)
+        found |= slices.by_target(counts_V[target_N], head(counts_V)[target_N], data.known_N)
+    return found if fields is None else found | fields.masks(data.user_N, data.target_N)
+
+
+def training_counts(lake: Lake, version: int, as_of: str, catalogue: int) -> Ints:
+    """(V,) events of each item in the training chunks, of target types; 0 for padding and unknown."""
+    table = lake.read("sequences", version, {"as_of": as_of, "split": "train"}, TRAINING_COLUMNS)
+    items = shown_and_predicted(table)[1].values
+    counts_V = np.bincount(items[items < catalogue], minlength=catalogue).astype(np.int64)
+    counts_V[:FIRST_INDEX] = 0
+    return counts_V
 
 
 def _score(
-    loaded: Loaded, data: SequenceData, target_N: NDArray[np.int64], catalogue: int, settings: RetrievalSettings
-) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.int64]]:
+    loaded: Loaded, data: SequenceData, target_N: Ints, catalogue: int, settings: RetrievalSettings, seed: int,
+    common: int | None,
+) -> tuple[dict[str, Ints], Ints]:  # fmt: skip
     """(ranks (N,) per candidate set, lists (N, K) with the history removed)."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    ranks: dict[str, list[torch.Tensor]] = {name: [] for name in CANDIDATE_SETS}
+    generator = torch.Generator().manual_seed(seed)
+    ranks: dict[str, list[torch.Tensor]] = {name: [] for name in (*CANDIDATE_SETS, *([COMMON] if common else []))}
     lists = []
     with torch.inference_mode():
         model: Any = loaded.model
-        if hasattr(model, "diffusion"):
+        if _has_noise(loaded):
             model.diffusion.stop_after = settings.stop_after
         own_VD, known = model.item_table(), loaded.catalogue
         assert known is not None
@@ -135,8 +204,11 @@ def _score(
             u_BRD = u_BRD[..., :catalogue] if e_VD is None else u_BRD  # without a table they are the scores
             target_B = torch.from_numpy(target_N[rows_B])
             history_BH = torch.from_numpy(data.histories(rows_B))
-            ranks["all_items"].append(target_ranks(u_BRD, e_VD, target_B))
-            ranks["history_removed"].append(target_ranks(u_BRD, e_VD, target_B, history_BH))
+            ranks[ALL].append(target_ranks(u_BRD, e_VD, target_B))
+            ranks[REMOVED].append(target_ranks(u_BRD, e_VD, target_B, history_BH))
+            if common:
+                u_BRC, e_CD = (u_BRD[..., :common], None) if e_VD is None else (u_BRD, e_VD[:common])
+                ranks[COMMON].append(target_ranks(u_BRC, e_CD, target_B, history_BH))
             lists.append(top_k(u_BRD, e_VD, settings.list_length, history_BH)[0])
     return {name: torch.cat(parts).numpy() for name, parts in ranks.items()}, torch.cat(lists).numpy()
 

@@ -9,12 +9,18 @@ from pydantic import Field, model_validator
 
 from infra.config import Settings
 
+COMMON = "common_catalogue"
+"""The candidate set of what two models have in common."""
+AccuracyMetric = Literal["hr", "ndcg", "mrr", "recall", "precision", "map"]
+
 
 class RetrievalSettings(Settings):
     """What is measured of a sequence model."""
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10, 20, 50), min_length=1)
-    """Cut-offs of HR and NDCG."""
+    """Cut-offs."""
+    metrics: tuple[AccuracyMetric, ...] = Field(("hr", "ndcg"), min_length=1)
+    """What is measured at each cut-off. Of one target recall is the hit rate, and map is mrr."""
     list_length: int = Field(20, ge=1)
     """Length of the lists behind coverage and diversity."""
     category_field: str | None = None
@@ -28,6 +34,12 @@ class RetrievalSettings(Settings):
     """Noise draws per user; an item's score is its highest among them. Models without noise answer every one alike."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Of the noise at inference."""
+    noise_seeds: int = Field(1, ge=1)
+    """How often a diffusion model is measured, with this seed, the next, ...; figures are means over them, with their
+    deviation."""
+    slices: tuple[str, ...] = ()
+    """Fields of the users' or items' side files (an item's: of the target) by whose values figures are cut, beside
+    history, activity and the target's popularity, by which they are always cut."""
     batch_size: int = Field(512, ge=1)
     """Users scored at once; with a diffusion model the noise a user gets depends on it."""
 
@@ -63,7 +75,11 @@ class ImpressionSettings(Settings):
     """What is measured of a ranking model."""
 
     ks: tuple[Annotated[int, Field(ge=1)], ...] = Field((5, 10), min_length=1)
-    """Cut-offs of HR and NDCG of the users' impressions in the order of their scores."""
+    """Cut-offs of the users' impressions in the order of their scores."""
+    metrics: tuple[AccuracyMetric, ...] = Field(("hr", "ndcg"), min_length=1)
+    """What is measured at each cut-off."""
+    slices: tuple[str, ...] = ()
+    """Fields of the samples by whose values figures are cut, beside activity, by which they are always cut."""
     missingness: MissingnessSettings | None = None
     """Also measured with more fields missing; null: only as the log has them."""
 

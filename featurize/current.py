@@ -28,10 +28,29 @@ if TYPE_CHECKING:
 def side_columns(
     lake: Lake, contract: Contract, versions: Mapping[str, int], as_of: str, day: str, of: str, keys_N: pa.Array
 ) -> dict[str, pa.Array]:
-    """Columns of `samples` (name -> (N,) indices or values, null where missing) of a side file's fields.
+    """Columns of `samples` (name -> (N,) indices or values, null where missing) of a side file's fields: `side_values`
+    with the index in the place of each text."""
+    values = side_values(lake, contract, versions, as_of, day, of, keys_N)
+    if not values:
+        return {}
+    kinds = contract.kinds_from(f"{of}s")
+    known = vocabularies.read(lake, versions, as_of, [field for field, kind in kinds if kind is not Kind.NUMERIC])
+    out = {}
+    for field, raw in values.items():
+        table = known.get(field)
+        keys = (None, None) if table is None else (table["key"].combine_chunks(), table["index"].combine_chunks())
+        numeric = dict(kinds)[field] is Kind.NUMERIC
+        out[column_of(field)] = raw if numeric else index_of(raw, *keys)
+    return out
+
+
+def side_values(
+    lake: Lake, contract: Contract, versions: Mapping[str, int], as_of: str, day: str, of: str, keys_N: pa.Array
+) -> dict[str, pa.Array]:
+    """Values (N,) of a side file's fields by name, null where missing.
 
     `of`: user or item; `keys_N`: whose. Of the newest snapshot up to the arrival `as_of` and, where the side file says
-    from when on a row holds, the last row that holds before the end of `day`. No column without a side file.
+    from when on a row holds, the last row that holds before the end of `day`. Nothing without a side file.
     """
     kinds = contract.kinds_from(f"{of}s")
     side = contract.users if of == USER else contract.items
@@ -44,14 +63,7 @@ def side_columns(
     if timed:
         rows = _latest(rows.filter(pc.less(rows[VALID_FROM.name], _end_of(day))))
     met = rows.take(pc.index_in(keys_N, value_set=rows["key"].combine_chunks()))
-    known = vocabularies.read(lake, versions, as_of, [field for field, kind in kinds if kind is not Kind.NUMERIC])
-    out = {}
-    for field, kind in kinds:
-        raw = met[column_of(field)].combine_chunks()
-        table = known.get(field)
-        keys = (None, None) if table is None else (table["key"].combine_chunks(), table["index"].combine_chunks())
-        out[column_of(field)] = raw if kind is Kind.NUMERIC else index_of(raw, *keys)
-    return out
+    return {field: met[column_of(field)].combine_chunks() for field, _ in kinds}
 
 
 def user_index(lake: Lake, versions: Mapping[str, int], as_of: str, users_N: pa.Array) -> pa.Array:

@@ -13,8 +13,6 @@ from typing import Any
 
 from pipelines.context import Context
 
-_MOVES = ("promote", "rollback")
-
 
 @dataclass(frozen=True)
 class Champion:
@@ -49,10 +47,11 @@ def last_before(
 
     A version that the store does not have (it was lost or replaced) has no tags and is passed over.
     """
+    from evaluate.publish.promotions import MOVES
     from evaluate.publish.registry import BUILD_TAG, RUN_DATE_TAG
 
     for row in reversed(history):
-        if row["action"] in _MOVES:
+        if row["action"] in MOVES:
             version = str(row["to_version"])
             tags = tags_of(version)
             if tags is not None and tags[RUN_DATE_TAG] < day:

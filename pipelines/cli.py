@@ -169,6 +169,11 @@ def status(config: Config, overrides: Set = None, as_json: Json = False) -> None
             typer.echo(f"  {change}")
     for name, aliases in found["aliases"].items():
         typer.echo(f"{name}: " + ", ".join(f"{a} {v or '-'}" for a, v in aliases.items()))
+    for name, entry in found["moved_by_hand"].items():
+        typer.echo(
+            f"{name}: champion is version {entry['champion'] or '-'}, the record says {entry['recorded'] or '-'}: it "
+            "was moved by hand, or a command died; `promote` or `rollback` sets it right"
+        )
     if not found["published"]:
         typer.echo("Nothing is published yet.")
     _finish(found, as_json)
@@ -262,12 +267,20 @@ def score(
 
 
 @app.command()
-def promote(config: Config, role: RoleName = None, overrides: Set = None, as_json: Json = False) -> None:
+def promote(
+    config: Config,
+    role: RoleName = None,
+    force: Annotated[str | None, typer.Option(help="Promote what the gate holds; the reason is kept.")] = None,
+    approve: Annotated[str | None, typer.Option(help="Agree, where gate.approval asks; the reason is kept.")] = None,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
     """Ask the gate again about the newest registered versions, and move the alias if it agrees."""
+    from pipelines.decision import Will
     from pipelines.promotion import promote as decide
 
     with _context(config, overrides, None, None, 1) as ctx:
-        found = decide(ctx, role)
+        found = decide(ctx, role, Will(force, approve))
     for entry in found:
         typer.echo(f"{entry['name']} version {entry['version']}: {entry['verdict']}; {'; '.join(entry['reasons'])}")
     _finish({"models": found}, as_json)

@@ -13,6 +13,7 @@ from evaluate.decision.statistics import mean_interval
 from evaluate.publish.plots import Trend
 from evaluate.publish.report import Intervals, Report, Section
 from evaluate.settings import MissingnessSettings
+from pipelines import comparison_report
 from pipelines.context import Context
 from pipelines.data import COUNTS, Data
 from pipelines.missingness_report import curves, in_table, without_fields
@@ -28,19 +29,25 @@ def build(
 ) -> Report:
     """Everything on the page comes from the ledger and the evaluation's files."""
     found = {r.name: r for r in roles(ctx.recipe)}
-    folders = {s.unit: s.outputs["folder"] for s in ctx.steps if s.unit.startswith("evaluate:")}
+    folders = {s.unit: str(s.outputs["folder"]) for s in ctx.steps if s.unit.startswith("evaluate:")}
+    parts = [(model, found[model["role"]], folders[f"evaluate:{model['role']}"]) for model in models]
     return Report(
         title=f"logs2rec: {ctx.recipe.name}",
         run_date=data.day,
         decisions=decisions,
         sections=[
+            *(section for m in models for section in comparison_report.beside(ctx, m)),
+            *(comparison_report.slices(ctx, *part) for part in parts),
             *(_metrics(ctx, m) for m in models),
             *_robustness(ctx, models),
             _accounts(ctx),
             _missing(ctx),
             _units(ctx),
         ],
-        intervals=[_intervals(ctx, found[m["role"]], str(folders[f"evaluate:{m['role']}"])) for m in models],
+        intervals=[
+            *(_intervals(ctx, role, folder) for _, role, folder in parts),
+            *(plot for m, role, _ in parts for plot in comparison_report.differences(ctx, m, role)),
+        ],
         trends=[
             *(plot for m, asked in _tried(ctx, models) for plot in curves(m, asked)),
             *(plot for m in models for plot in health_trends(ctx, m, found[m["role"]])),
@@ -106,11 +113,12 @@ def _figure(metric: str, value: float) -> float | int:
 
 
 def _intervals(ctx: Context, role: Role, folder: str) -> Intervals:
-    table = pq.read_table(ctx.workspace / folder / "per_user.parquet")
+    table = pq.read_table(ctx.workspace / folder / "per_user.parquet", filters=[("slice", "=", "")])
     rows = []
     for run in role.models:
         values = table.filter(pc.equal(table["model"], run.label))["value"].to_numpy()
         rows.append((run.label, mean_interval(values, role.gate.seed)))
+    rows += comparison_report.champion_interval(ctx, role)
     about = "Mean over users with its 95 % bootstrap interval over users."
     return Intervals(f"{ctx.recipe.name}.{role.name}: {role.gate.metric}", about, rows)
 

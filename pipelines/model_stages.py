@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluate.decision.gate import Decision, Evidence, Verdict, decide
+from evaluate.decision.gate import Decision
 from featurize import vocabularies
 from infra.config import canonical_json
 from infra.ledger import Published, key_of
@@ -21,7 +19,9 @@ from infra.tables import FIELD_VALUES, ITEMS
 from pipelines.champions import artifact_of, champion_before
 from pipelines.context import Context
 from pipelines.data import Data
+from pipelines.decision import item_keys, promote
 from pipelines.roles import ModelRun, Role, Scores, roles
+from pipelines.stored_answers import questions
 from train.settings import decisive
 
 Outputs = tuple[Mapping[str, Any], Mapping[str, Any]]
@@ -153,7 +153,9 @@ def _evaluate(ctx: Context, data: Data, role: Role, trained: Mapping[str, Publis
         scores = {}
         for label, row in trained.items():
             ctx.progress.note(f"{unit}: {label}")
-            scores[label] = role.score(ctx.workspace / str(row.outputs["artifact"]), ctx.lake, data, items)
+            scores[label] = role.score(
+                ctx.workspace / str(row.outputs["artifact"]), ctx.lake, ctx.contract, data, items
+            )
         path = ctx.workspace / folder
         path.mkdir(parents=True, exist_ok=True)
         pq.write_table(_per_user_table(scores), path / "per_user.parquet")
@@ -165,18 +167,13 @@ def _evaluate(ctx: Context, data: Data, role: Role, trained: Mapping[str, Publis
     return ctx.publish(unit, data.day, inputs, config, work)
 
 
-def item_keys(ctx: Context, data: Data) -> list[str]:
-    """Today's item keys in index order, from FIRST_INDEX on."""
-    versions = {t: data.versions[t] for t in (ITEMS.name, FIELD_VALUES.name)}
-    keys: list[str] = vocabularies.read(ctx.lake, versions, data.arrivals[-1])[vocabularies.ITEM]["key"].to_pylist()
-    return keys
-
-
 def _per_user_table(scores: Mapping[str, Scores]) -> pa.Table:
-    parts = [
-        pa.table({"model": [m] * len(s.users), "user": pa.array([str(u) for u in s.users]), "value": s.per_user})
-        for m, s in scores.items()
-    ]
+    """Of every model, whole (slice '') and slice by slice."""
+    parts = []
+    for model, of in scores.items():
+        for name, (users, values) in {"": (of.users, of.per_user), **of.slices}.items():
+            same = {"model": [model] * len(users), "slice": [name] * len(users)}
+            parts.append(pa.table({**same, "user": pa.array([str(u) for u in users], pa.string()), "value": values}))
     return pa.concat_tables(parts)
 
 
@@ -193,8 +190,10 @@ def _register(
         from evaluate.publish.registry import CHALLENGER, query_in_clean_process
 
         artifact = ctx.workspace / str(candidate.outputs["artifact"])
-        packed = package(artifact)
+        packed = package(artifact, questions(ctx.lake, data, role.name, item_keys(ctx, data)))
         folder = ctx.workspace / str(evaluated.outputs["folder"])
+        stored = folder / "stored_answers.json"
+        _write_json(stored, packed.answer)
         store = ctx.store()
         version, run_id = store.register(
             name,
@@ -206,12 +205,13 @@ def _register(
             params=_flat({"model": run.config, "training": run.training}),
             metrics=_logged_metrics(evaluated),
             tags=_lineage(ctx, data, role, candidate),
-            files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json"},
+            files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json", "answers": stored},
         )
-        answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.example)
+        answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.questions)
         answers = same_answer(packed.answer, answer)
         store.move_alias(name, CHALLENGER, version)
-        report = {"name": name, "run_id": run_id, "answers_in_clean_process": answers, "data": _data_json(data)}
+        asked = {"answers_in_clean_process": answers, "questions": len(packed.questions)}
+        report = {"name": name, "run_id": run_id, **asked, "data": _data_json(data)}
         return {"version": version}, report
 
     # A store that was emptied or replaced has another identity: the version is registered again.
@@ -220,85 +220,8 @@ def _register(
 
 
 def _data_json(data: Data) -> dict[str, Any]:
-    """What `promote` needs of the data later on; the inverse of `data_of`."""
+    """What `promote` needs of the data later on; the inverse of `pipelines.decision.data_of`."""
     return {"versions": dict(data.versions), "arrival": data.arrivals[-1], "day": data.day}
-
-
-def data_of(registered: Published) -> Data:
-    """The data that a registered version was evaluated on."""
-    kept = registered.report["data"]
-    return Data(kept["versions"], (kept["arrival"],), kept["day"])
-
-
-def promote(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
-    """The gate's decision on a registered version, carried out once: alias, promotions row, ledger row."""
-    inputs = {"version": registered.outputs["version"], "registered": registered.key}
-
-    def work() -> Outputs:
-        decision = decide_and_move(ctx, data, role, evaluated, registered)
-        return {"verdict": decision.verdict.value}, {"reasons": list(decision.reasons)}
-
-    row = ctx.publish(f"promote:{role.name}", data.day, inputs, role.gate.model_dump(mode="json"), work)
-    return Decision(Verdict(row.outputs["verdict"]), tuple(row.report["reasons"]))
-
-
-def decide_and_move(ctx: Context, data: Data, role: Role, evaluated: Published, registered: Published) -> Decision:
-    """Compare with the champion on today's data, record the decision, and move the alias last."""
-    from evaluate.publish import promotions
-    from evaluate.publish.registry import CHAMPION, PREVIOUS
-
-    name, version = f"{ctx.recipe.name}.{role.name}", str(registered.outputs["version"])
-    store = ctx.store()
-    before = store.alias(name, CHAMPION)
-    candidate = str(evaluated.report["candidate"])
-    evidence = _evidence(ctx, evaluated, registered)
-    champion = None
-    if before is not None and before != version:
-        with tempfile.TemporaryDirectory() as into:
-            artifact = store.artifact(name, before, Path(into))
-            scores = role.score(artifact, ctx.lake, data, item_keys(ctx, data))
-        champion = Evidence(before, scores.metrics, scores.per_user, scores.users)
-    elif before == version:
-        champion = Evidence(before, **_plain(evidence[candidate]))
-    baselines = {label: e for label, e in evidence.items() if label != candidate}
-    decision = decide(evidence[candidate], champion, baselines, role.gate)
-    promoted = decision.verdict is Verdict.PROMOTE
-    promotions.record(
-        ctx.lake,
-        name=name,
-        action=decision.verdict.value,
-        from_version=before,
-        to_version=version,
-        reasons=decision.reasons,
-        run_id=ctx.run_id,
-    )
-    if promoted:
-        if before is not None:
-            store.move_alias(name, PREVIOUS, before)
-        store.move_alias(name, CHAMPION, version)
-    return decision
-
-
-def _plain(evidence: Evidence) -> dict[str, Any]:
-    return {"metrics": evidence.metrics, "per_user": evidence.per_user, "users": evidence.users}
-
-
-def _evidence(ctx: Context, evaluated: Published, registered: Published) -> dict[str, Evidence]:
-    """What the evaluation stored of every model; the candidate's with its checks."""
-    table = pq.read_table(ctx.workspace / str(evaluated.outputs["folder"]) / "per_user.parquet")
-    models = np.asarray(table["model"].to_pylist(), dtype=object)
-    users, values = np.asarray(table["user"].to_pylist(), dtype=object), table["value"].to_numpy()
-    version = str(registered.outputs["version"])
-    out: dict[str, Evidence] = {}
-    for label, metrics in evaluated.report["metrics"].items():
-        mine = models == label
-        checks = {}
-        if label == evaluated.report["candidate"]:
-            checks = {"answers_in_clean_process": bool(registered.report["answers_in_clean_process"])}
-        out[label] = Evidence(
-            version if label == evaluated.report["candidate"] else label, metrics, values[mine], users[mine], checks
-        )
-    return out
 
 
 def _logged_metrics(evaluated: Published) -> dict[str, float]:

@@ -7,20 +7,26 @@ from typing import Any
 from infra.errors import UsageError
 from infra.ledger import Published
 from pipelines.context import Context
-from pipelines.model_stages import data_of, decide_and_move
+from pipelines.decision import Will, data_of, decide_and_move
 from pipelines.roles import Role, roles
 
 
-def promote(ctx: Context, role_name: str | None) -> list[dict[str, Any]]:
-    """Ask the gate again about each role's newest registered version, on the data it was evaluated on."""
+def promote(ctx: Context, role_name: str | None, will: Will = Will()) -> list[dict[str, Any]]:  # noqa: B008
+    """Ask the gate again about each role's newest registered version, on the data it was evaluated on.
+
+    `will` says why a held one is promoted nevertheless, or that a person agrees; UsageError for an empty reason.
+    """
     from evaluate.publish.registry import CHAMPION
 
+    for option, reason in (("--force", will.force), ("--approve", will.approve)):
+        if reason is not None and not reason.strip():
+            raise UsageError(f"{option}: needs a reason, which the table promotions keeps")
     ctx.hold()
     out = []
     for role, registered in [(r, _newest(ctx, r)) for r in _roles(ctx, role_name)]:
         evaluated = ctx.ledger.find(registered.inputs["evaluation"])
         assert evaluated is not None  # a registration is published after its evaluation
-        decision = decide_and_move(ctx, data_of(registered), role, evaluated, registered)
+        decision = decide_and_move(ctx, data_of(registered), role, evaluated, registered, will).decision
         name, version = registered.report["name"], str(registered.outputs["version"])
         champion = ctx.store().alias(name, CHAMPION) == version
         entry = {"name": name, "version": version, "alias": "champion" if champion else "challenger"}
@@ -72,7 +78,8 @@ def _previous(ctx: Context, role: Role, current: str | None) -> tuple[str, str]:
     name = _name(ctx, role)
     if current is None:
         raise UsageError(f"{name}: there is no champion to roll back; run `logs2rec run` first")
-    rows = [r for r in promotions.history(ctx.lake, name) if r["action"] == "promote" and r["to_version"] == current]
+    taken = ("promote", "force")
+    rows = [r for r in promotions.history(ctx.lake, name) if r["action"] in taken and r["to_version"] == current]
     if not rows or rows[-1]["from_version"] is None:
         raise UsageError(f"{name}: version {current} is the first champion, so there is none to go back to")
     return current, str(rows[-1]["from_version"])

@@ -116,6 +116,8 @@ class RankingGate(GatePolicy):
 
     metric: Literal["uauc"] = "uauc"
     """Per-user AUC: the ranking figure that exists for every user."""
+    floors: dict[str, float] = Field({"uauc": 0.5})
+    """As of every gate; of the AUC one half is chance."""
 
 
 class Retrieval(Settings):
@@ -129,10 +131,14 @@ class Retrieval(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> Retrieval:
         _distinct(self.candidate, self.baselines, self.gate)
-        measured = [f"{m}_at_{k}" for m in ("hr", "ndcg") for k in self.evaluation.ks] + ["mrr"]
+        measured = [f"{m}_at_{k}" for m in self.evaluation.metrics for k in self.evaluation.ks] + ["mrr"]
         known = [f"{s}/{m}" for s in ("history_removed", "all_items") for m in measured]
         if self.gate.metric not in known:
             raise ValueError(f"gate.metric {self.gate.metric!r} is not measured; choose one of {', '.join(known)}")
+        known += ["catalogue_coverage", "gini", "exposure_entropy", "novelty", "head_share", "embedding_distance"]
+        known += ["category_count", "intra_list_distance"] if self.evaluation.category_field is not None else []
+        if odd := sorted(set(self.gate.floors) - set(known)):
+            raise ValueError(f"gate.floors: {odd[0]} is not measured; choose of {', '.join(known)}")
         for run in (r for given in (self.candidate, *self.baselines) for r in given.tried):
             own = getattr(run.config, "steps", None)
             if own is not None and (self.evaluation.steps or 0) > own:
@@ -211,6 +217,17 @@ def _check_together(recipe: Recipe, contract: Contract, path: str | Path) -> Non
             f"{path}: samples.history: adds a field 'history', and the contract {contract.name!r} has one of that "
             "name; rename the contract's field or set samples.history: 0"
         )
+    sides = [f.name for source in ("users", "items") for f in contract.fields_from(source)]
+    of_samples = [f.name for f in contract.fields] + (["history"] if recipe.samples.history else [])
+    for role, section, have in (
+        ("retrieval", recipe.retrieval, sides),
+        ("ranking", recipe.ranking, of_samples),
+    ):
+        asked = section.evaluation.slices if section is not None else ()
+        if odd := [name for name in asked if name not in have]:
+            raise ConfigError(
+                f"{path}: {role}.evaluation.slices: {odd[0]!r} is no field here; there are {', '.join(have) or 'none'}"
+            )
     if recipe.retrieval is not None:
         field = recipe.retrieval.evaluation.category_field
         have = [f.name for f in contract.fields_from("items")]

@@ -15,11 +15,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from evaluate.decision.gate import GatePolicy
+from featurize.contract import Contract
 from infra.errors import UsageError
 from infra.lake import Lake
 from infra.tables import FIRST_INDEX, ITEMS
 from pipelines.data import Data
 from pipelines.recipe import RankingModelRun, Recipe, SequenceModelRun
+from pipelines.slice_fields import side_fields, value_names
 
 ModelRun = SequenceModelRun | RankingModelRun
 
@@ -31,6 +33,8 @@ class Scores:
     metrics: Mapping[str, float]
     users: NDArray[Any]
     per_user: NDArray[np.float64]
+    slices: Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]]
+    """(users, values) of the same metric, by name."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,21 @@ class Role:
         """Baselines first, so that the candidate is trained last."""
         return (*self.baselines, self.candidate)
 
+    def scored_on(self, data: Data) -> dict[str, object]:
+        """What the figures of two models have to have in common."""
+        settings = self.settings.model_dump(mode="json")
+        return {**self.versions(data), "split": "test", "run date": data.day, "evaluation": settings}
+
     def versions(self, data: Data) -> dict[str, int]:
         """Pinned versions of the tables that training and evaluation read."""
         return {t: data.versions[t] for t in self.tables}
 
-    def score(self, artifact: Path, lake: Lake, data: Data, items: Sequence[str]) -> Scores:
-        """Evaluate an artifact on today's test split; `items` are today's item keys in index order.
+    def score(
+        self, artifact: Path, lake: Lake, contract: Contract, data: Data, items: Sequence[str],
+        common: int | None = None,
+    ) -> Scores:  # fmt: skip
+        """Evaluate an artifact on today's test split; `items` are today's item keys in index order, `common` the rows
+        that are also compared alone (retrieval).
 
         Raises UsageError for a model of another vocabulary: indices would mean other items to it.
         """
@@ -67,15 +80,21 @@ class Role:
                 version = data.versions["item_features"]
                 arrival = _snapshot(lake, version, data.arrivals[-1])
                 categories = item_categories(lake, version, arrival, field, items)
+            fields = side_fields(lake, contract, data, items, self.settings.slices)
             found = evaluate_retrieval(
-                artifact, lake, data.versions["sequences"], data.day, self.settings, 2 + len(items), categories
+                artifact, lake, data.versions["sequences"], data.day, self.settings, FIRST_INDEX + len(items),
+                categories, fields=fields, common=common,
+            )  # fmt: skip
+            metric = self.gate.metric
+            return Scores(
+                found.metrics, found.users[metric.split("/")[0]], found.per_user[metric], found.by_slice(metric)
             )
-            return Scores(found.metrics, found.users[self.gate.metric.split("/")[0]], found.per_user[self.gate.metric])
         from evaluate.impressions import evaluate_impressions
 
-        version, fields = data.versions["samples"], data.versions["fields"]
-        result = evaluate_impressions(artifact, lake, version, fields, data.day, self.settings)
-        return Scores(result.metrics, result.users, result.user_auc)
+        version, specs = data.versions["samples"], data.versions["fields"]
+        names = value_names(lake, data, self.settings.slices)
+        result = evaluate_impressions(artifact, lake, version, specs, data.day, self.settings, names=names)
+        return Scores(result.metrics, result.users, result.user_auc, result.slices)
 
 
 def roles(recipe: Recipe) -> list[Role]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from infra.ledger import Published
@@ -34,7 +34,8 @@ def status(ctx: Context) -> dict[str, Any]:
     return {
         "published": published,
         "contracts": _contracts(newest.values()),
-        "aliases": _aliases(ctx) if registered else {},
+        "aliases": (aliases := _aliases(ctx) if registered else {}),
+        "moved_by_hand": _moved_by_hand(aliases, rows),
         "promotions": rows,
     }
 
@@ -49,6 +50,21 @@ def _contracts(newest: Iterable[Published]) -> list[dict[str, Any]]:
         {"version": n, "first_arrival": r.date, "changes": r.report["changes"], "arrivals": arrivals.get(n, [])}
         for n, r in sorted(found, key=lambda pair: pair[0])
     ]
+
+
+def _moved_by_hand(
+    aliases: Mapping[str, Mapping[str, str | None]], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, str | None]]:
+    """Names whose champion is not the one that the record says (or a command died between the two)."""
+    from evaluate.publish.promotions import recorded_champion
+    from evaluate.publish.registry import CHAMPION
+
+    found = {}
+    for name, of_name in aliases.items():
+        recorded = recorded_champion([row for row in rows if row["name"] == name])
+        if recorded != of_name[CHAMPION]:
+            found[name] = {"champion": of_name[CHAMPION], "recorded": recorded}
+    return found
 
 
 def _aliases(ctx: Context) -> dict[str, dict[str, str | None]]:

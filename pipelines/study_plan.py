@@ -24,7 +24,7 @@ Name = Annotated[str, Field(min_length=1)]
 Column = Annotated[str, Field(min_length=1)]
 """A figure as "set/metric"."""
 _LATER = tuple(f"lists/{name}" for name in LIST_METRICS)
-_LATER_SETTINGS = ("draws", "stop_after")
+_LATER_SETTINGS = ("draws", "stop_after", "metrics", "noise_seeds", "slices")
 _BY_CATEGORY = ("lists/category_count", "lists/intra_list_distance", f"table/{PROBE}")
 
 

@@ -118,6 +118,21 @@ class RankingData:
         multi = tuple(Ragged(arrays[f"multi{i}.values"], arrays[f"multi{i}.offsets"]) for i in range(several))
         return cls(fields, arrays["categorical"], arrays["numeric"], multi, arrays["missing"], arrays["label"])
 
+    def values(self, name: str, names: Mapping[int, str]) -> list[Any]:
+        """A field's value of each row: a number, a text (`names` by index), several, or None where it is missing."""
+        bit = next(i for i, spec in enumerate(self.fields) if spec.name == name)
+        kind = self.fields[bit].kind
+        place = [spec.name for spec in self.fields if spec.kind is kind].index(name)
+        if kind is Kind.NUMERIC:
+            found = self.numeric_NG[:, place].tolist()
+        elif kind is Kind.CATEGORICAL:
+            found = [names.get(index, str(index)) for index in self.categorical_NF[:, place].tolist()]
+        else:
+            rows, texts = self.multi[place], [names.get(i, str(i)) for i in self.multi[place].values.tolist()]
+            found = [texts[a:b] for a, b in zip(rows.offsets[:-1], rows.offsets[1:], strict=True)]
+        missing = (self.missing_N >> bit & 1).astype(bool).tolist()
+        return [None if gone else value for value, gone in zip(found, missing, strict=True)]
+
     def __len__(self) -> int:
         return len(self.label_N)
 

@@ -1,13 +1,14 @@
 """Accuracy of a retrieval model, one value per user, from the exact rank of each user's one target.
 
 Shapes: B users. Ranks are 1-based over the whole catalogue (1 = best). With a single relevant item
-the ideal DCG is 1, so NDCG is the target's own discount. Means, intervals and slices are reductions
+the ideal DCG is 1, so NDCG is the target's own discount; recall is the hit rate, and average precision the
+reciprocal rank (`evaluate.metrics.impression_lists` has them with several). Means, intervals and slices are reductions
 of these vectors; batches are never averaged first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -48,21 +49,49 @@ def reciprocal_rank(ranks: ArrayLike) -> NDArray[np.float64]:
     return np.where(ranks_B >= MISS, 0.0, 1.0 / ranks_B)
 
 
-def summarise(ranks: ArrayLike, ks: Iterable[int]) -> dict[str, NDArray[np.float64]]:
-    """The per-user vectors `hr_at_K`, `ndcg_at_K` for each K, and `mrr`, all of shape (B,).
+def reciprocal_rank_at(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """1 / rank where rank <= k, else 0: MRR@k, and with one relevant item average precision too; (B,) -> (B,).
+
+    >>> reciprocal_rank_at([1, 4, 7], k=5).tolist()
+    [1.0, 0.25, 0.0]
+    """
+    ranks_B = _checked(ranks)
+    return np.where(ranks_B <= _cut_off(k), 1.0 / ranks_B, 0.0)
+
+
+def precision(ranks: ArrayLike, k: int) -> NDArray[np.float64]:
+    """Relevant items among the first k over k, also where fewer than k are listed; (B,) -> (B,).
+
+    >>> precision([1, 4, 7], k=5).tolist()
+    [0.2, 0.2, 0.0]
+    """
+    return hr(ranks, k) / k
+
+
+METRICS: dict[str, Callable[[ArrayLike, int], NDArray[np.float64]]] = {
+    "hr": hr,
+    "ndcg": ndcg,
+    "mrr": reciprocal_rank_at,
+    "recall": hr,
+    "precision": precision,
+    "map": reciprocal_rank_at,
+}
+"""What can be asked for at a cut-off; the names of `evaluate.settings.AccuracyMetric`."""
+
+
+def summarise(
+    ranks: ArrayLike, ks: Iterable[int], names: Iterable[str] = ("hr", "ndcg")
+) -> dict[str, NDArray[np.float64]]:
+    """The per-user vectors `NAME_at_K` for each name and K, and `mrr` without a cut-off, all of shape (B,).
 
     Names carry `_at_` because MLflow refuses `@`.
 
     >>> sorted(summarise([1, 2], ks=[5]))
     ['hr_at_5', 'mrr', 'ndcg_at_5']
     """
-    ranks_B = _checked(ranks)
-    vectors: dict[str, NDArray[np.float64]] = {}
-    for k in ks:
-        vectors[f"hr_at_{k}"] = hr(ranks_B, k)
-        vectors[f"ndcg_at_{k}"] = ndcg(ranks_B, k)
-    vectors["mrr"] = reciprocal_rank(ranks_B)
-    return vectors
+    ranks_B, chosen = _checked(ranks), list(names)
+    vectors = {f"{name}_at_{k}": METRICS[name](ranks_B, k) for k in ks for name in chosen}
+    return {**vectors, "mrr": reciprocal_rank(ranks_B)}
 
 
 def mean(values: ArrayLike) -> float:

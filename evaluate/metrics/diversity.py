@@ -1,6 +1,6 @@
-"""How varied the recommendations are: catalogue coverage, exposure, and categories per list.
+"""How varied the recommendations are: catalogue coverage, exposure, and per list its categories and distances.
 
-Shapes: B users, K slots, V item indices, M category entries of all items together.
+Shapes: B users, K slots, V item indices, D width, M category entries of all items together.
 Lists are item indices (B, K); 0 is an empty slot and never counts.
 """
 
@@ -18,6 +18,8 @@ from infra.tables import PADDING
 
 #: Users at once in `category_count`, which needs about 40 bytes x this x K x categories per item.
 _USERS_AT_ONCE = 65_536
+#: Components of vectors at once in `embedding_distance` (8 bytes each).
+_NUMBERS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +153,32 @@ def intra_list_distance(lists: ArrayLike, categories: ItemCategories) -> NDArray
     return total_B / np.maximum(pairs_B, 1)
 
 
+def embedding_distance(lists: ArrayLike, e_VD: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Mean over the pairs of a list of 1 - cosine of the items' vectors; (B, K) -> (B,), 0 for fewer than two items.
+
+    With x_i the vectors at length 1 (a zero vector stays one, and is at distance 1 from all), the cosines of all pairs
+    sum to (|sum x_i|^2 - sum |x_i|^2) / 2. Vectors of different models have different distances: compare lists of one
+    table only. UsageError as `category_count`.
+
+    >>> embedding_distance([[2, 3], [2, 2], [2, 0]], np.array([[0, 0], [0, 0], [3, 0], [0, 1]], np.float32)).tolist()
+    [1.0, 0.0, 0.0]
+    """
+    lists_BK = checked_lists(lists, len(e_VD), "the table holds")
+    length_V1 = np.linalg.norm(e_VD, axis=1, keepdims=True)
+    x_VD = np.divide(e_VD, length_V1, out=np.zeros_like(e_VD), where=length_V1 > 0)
+    x_VD[PADDING] = 0
+    out_B = np.zeros(len(lists_BK))
+    rows = max(1, _NUMBERS_AT_ONCE // max(1, lists_BK.shape[1] * e_VD.shape[1]))
+    for start in range(0, len(lists_BK), rows):
+        some_BK = lists_BK[start : start + rows]
+        x_BKD = x_VD[some_BK].astype(np.float64)
+        filled_B = (some_BK != PADDING).sum(axis=1)
+        pairs_B = filled_B * (filled_B - 1) / 2
+        cosines_B = ((x_BKD.sum(axis=1) ** 2).sum(axis=1) - (x_BKD**2).sum(axis=(1, 2))) / 2
+        out_B[start : start + rows] = np.where(pairs_B > 0, 1 - cosines_B / np.maximum(pairs_B, 1), 0.0)
+    return out_B
+
+
 def _count_distinct(lists_BK: NDArray[np.int64], categories: ItemCategories) -> NDArray[np.int64]:
     user, slot = np.nonzero(lists_BK != PADDING)
     item = lists_BK[user, slot]
@@ -182,10 +210,14 @@ def _exposure(lists: ArrayLike, catalogue_items: int) -> tuple[NDArray[np.int64]
 
 def _listed(lists: ArrayLike, categories: ItemCategories) -> NDArray[np.int64]:
     """The lists, all of whose items stand in the table."""
+    return checked_lists(lists, len(categories.offsets) - 1, "the category table holds")
+
+
+def checked_lists(lists: ArrayLike, items: int | None, holder: str) -> NDArray[np.int64]:
+    """The lists, (B, K); UsageError unless they are indices, below `items` (`holder` says what ends there)."""
     lists_BK = _checked(lists)
-    items = len(categories.offsets) - 1
-    if lists_BK.size and lists_BK.max() >= items:
-        raise UsageError(f"item index {lists_BK.max()}: the category table holds indices up to {items - 1}")
+    if items is not None and lists_BK.size and lists_BK.max() >= items:
+        raise UsageError(f"item index {lists_BK.max()}: {holder} indices up to {items - 1}")
     return lists_BK
 
 

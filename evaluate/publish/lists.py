@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from evaluate.impressions import within as within_fields
+from evaluate.metrics.list_quality import repeats
 from evaluate.publish.candidates import Candidates
 from evaluate.retrieval import within
 from evaluate.settings import ScoringSettings
@@ -224,7 +225,7 @@ def audit(made: Lists, catalogue: Catalogue, bucket: Bucket, settings: ScoringSe
         "a gap": ((items_UK[:, 1:] != PADDING) & (items_UK[:, :-1] == PADDING)).any(axis=1),
     }
     if not settings.keep_seen:
-        flaws["an item that was seen"] = _repeats(items_UK, bucket.taken)
+        flaws["an item that was seen"] = repeats(items_UK, bucket.taken)
     for flaw, wrong_U in flaws.items():
         if wrong_U.any():
             user = bucket.users[int(np.flatnonzero(wrong_U)[0])].as_py()
@@ -232,13 +233,3 @@ def audit(made: Lists, catalogue: Catalogue, bucket: Bucket, settings: ScoringSe
                 f"recommendations: {int(wrong_U.sum())} lists have {flaw}, that of {user!r} among them; nothing was "
                 "published: the models' artifacts and the histories belong to different vocabularies, or this is a bug"
             )
-
-
-def _repeats(items_UK: Ints, taken: Ragged) -> NDArray[np.bool_]:
-    """(U,): the list has an item of the history."""
-    user_T = np.repeat(np.arange(len(taken)), taken.lengths)
-    size = int(max(items_UK.max(initial=0), taken.values.max(initial=0))) + 1
-    own_T = (user_T * size + taken.values)[taken.values >= FIRST_INDEX]
-    listed_UK = np.arange(len(items_UK))[:, None] * size + items_UK
-    found: NDArray[np.bool_] = (np.isin(listed_UK, own_T) & (items_UK != PADDING)).any(axis=1)
-    return found

@@ -21,15 +21,17 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Package:
-    """`answer` is what the artifact on this machine says to `example`; the registered copy must say the same."""
+    """`answer` is what the artifact on this machine says to `questions`; the registered copy must say the same."""
 
     code: Path
     signature: ModelSignature
     example: pd.DataFrame
+    questions: pd.DataFrame
+    """The example, and what the caller asks besides."""
     answer: dict[str, Any]
 
 
-def package(artifact: Path) -> Package:
+def package(artifact: Path, questions: pd.DataFrame | None = None) -> Package:
     """The package of a retrieval or ranking artifact, by its kind; ArtifactError when it cannot be served."""
     quiet()
     loaded = load(artifact)
@@ -45,8 +47,9 @@ def package(artifact: Path) -> Package:
         model = ranking_pyfunc.RankingPyfunc()
         code, signature, example = "ranking_pyfunc.py", ranking_pyfunc.signature(loaded.fields), _impressions(loaded)
     model.load_context(context)
-    answer = model.predict(context, example, None)
-    return Package(_HERE / code, signature, example, answer.to_dict(orient="split"))
+    asked = example if questions is None else pd.concat([example.astype(object), questions], ignore_index=True)
+    answer = model.predict(context, asked, None)
+    return Package(_HERE / code, signature, example, asked, answer.to_dict(orient="split"))
 
 
 def same_answer(left: dict[str, Any], right: dict[str, Any]) -> bool:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import getpass
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from infra.commit import append_rows
 from infra.lake import Lake
 from infra.tables import PROMOTIONS
+
+MOVES = ("promote", "force", "rollback")
+"""The actions after which `champion` is the version that they name."""
 
 
 def record(
@@ -24,7 +27,8 @@ def record(
     reasons: Sequence[str],
     run_id: str,
 ) -> None:
-    """Append one row; `action` is promote, hold, reject or rollback."""
+    """Append one row; `action` is promote, force, rollback (those move the alias), hold, reject, await_approval, or
+    transfer (to another registry)."""
     row = {
         "name": name,
         "action": action,
@@ -44,6 +48,11 @@ def history(lake: Lake, name: str | None = None) -> list[dict[str, Any]]:
         return []
     rows = lake.read(PROMOTIONS.name, version).to_pylist()
     return sorted((r for r in rows if name in (None, r["name"])), key=lambda r: r["at"])
+
+
+def recorded_champion(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The version that the alias should be on by the rows of one name, oldest first; None before the first move."""
+    return next((row["to_version"] for row in reversed(rows) if row["action"] in MOVES), None)
 
 
 def _user() -> str:

@@ -106,6 +106,20 @@ LOGITS = [1, 1, -1, 0, 2, 2, 2]
 SETTINGS = ImpressionSettings(batch_size=3)
 
 
+def test_slices_by_hand(tmp_path):
+    """The AUC of each user among the rows of a slice; users with one class there do not count."""
+    lake, version, fields = impressions(tmp_path, ROWS)
+    asked = SETTINGS.model_copy(update={"slices": ("colour", "price", "tags")})
+    names = {"colour": {2: "red", 3: "blue"}, "tags": {2: "a", 3: "b"}}
+    found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, asked, names=names)
+    assert {name: (users.tolist(), values.tolist()) for name, (users, values) in found.slices.items()} == {
+        "activity: least active quarter": (["cat"], [1.0]),
+        "activity: most active quarter": (["ann"], [0.5]),
+        "price: from 1 to 3": (["ann", "cat"], [0.5, 1.0]),
+        "tags: a": (["ann", "cat"], [0.0, 1.0]),
+    }
+
+
 def test_by_hand(tmp_path):
     lake, version, fields = impressions(tmp_path, ROWS)
     found = evaluate_impressions(adding(tmp_path / "m"), lake, version, fields, AS_OF, SETTINGS)

@@ -44,14 +44,21 @@ def write(lake: Lake, table: Table, partition: dict[str, str], rows: list[dict[s
     return commit(lake, table, [file], replace={column: [partition[column]]}, metadata={})
 
 
-def targets(root: Path, rows: list[Row], split: str = "test") -> tuple[Lake, int]:
-    """A `sequences` table with users u00, u01, ..., written last one first."""
+def targets(
+    root: Path, rows: list[Row], split: str = "test", beside: list[dict[str, Any]] | None = None
+) -> tuple[Lake, int]:
+    """A `sequences` table with users u00, u01, ..., written last one first; `beside` are training chunks."""
     lake = Lake(root)
     listed = [
         {"user": f"u{i:02d}", "items": items, "target": target, "target_ts": TS, "target_known": known}
         for i, (items, target, known) in enumerate(rows)
     ]
-    return lake, write(lake, SEQUENCES, {"as_of": AS_OF, "split": split}, listed[::-1])
+    parts = {split: listed[::-1], **({"train": beside} if beside else {})}
+    files = []
+    for part, of_part in parts.items():
+        data = pa.Table.from_pylist(of_part, schema=SEQUENCES.file_schema)
+        files.append(write_file(lake.path(SEQUENCES.name), SEQUENCES, {"as_of": AS_OF, "split": part}, [data]))
+    return lake, commit(lake, SEQUENCES, files, replace={"as_of": [AS_OF]}, metadata={})
 
 
 def save(path: Path, config: Any, catalogue: int, counts: list[float] | None = None, std: float = 0.5) -> Path:
@@ -115,6 +122,34 @@ class TestByHand:
         # {7, 8, 9}, {9}, {7, 8, 9}, {7, 8}, {7, 8, 9}, {7, 8}
         assert found.metrics["category_count"] == pytest.approx(14 / 6)
         assert "category_count" not in evaluate_retrieval(*by_hand, AS_OF, SETTINGS, 7).metrics
+
+    def test_slices_and_quality(self, by_hand):
+        found = evaluate_retrieval(*by_hand, AS_OF, SETTINGS, 7)
+        users, values = found.by_slice("history_removed/mrr")["history: 1 to 4"]
+        assert users.tolist() == ["u00", "u01", "u04", "u05"]
+        assert values.tolist() == pytest.approx([1, 1, 0, 0])
+        assert found.by_slice("all_items/mrr")["history: 0 (cold)"][1].tolist() == pytest.approx([1 / 5])
+        assert "target: head" not in found.slices  # no training chunks, so nothing is popular
+        assert "head_share" not in found.metrics
+        assert {name: value for name, value in found.metrics.items() if name.startswith("quality/")} == {
+            f"quality/{name}": 1.0 for name in ("covered", "complete", "distinct", "known", "unseen")
+        }
+
+    def test_other_metrics_at_cut_offs(self, by_hand):
+        asked = SETTINGS.model_copy(update={"metrics": ("mrr", "precision", "map", "recall")})
+        found = evaluate_retrieval(*by_hand, AS_OF, asked, 7)
+        assert found.metrics["all_items/mrr_at_3"] == pytest.approx((1 / 2 + 1 / 3) / 6)
+        assert found.metrics["all_items/map_at_3"] == found.metrics["all_items/mrr_at_3"]
+        assert found.metrics["all_items/recall_at_3"] == pytest.approx(2 / 6)
+        assert found.metrics["all_items/precision_at_3"] == pytest.approx(2 / 18)
+        assert "all_items/ndcg_at_3" not in found.metrics
+
+    def test_what_two_catalogues_have_in_common(self, by_hand):
+        # Items 2, 3 and 4 are in both: of u00 and u01 the target is the best that is left; the others' is not among
+        # them, and of u05 it is unknown.
+        found = evaluate_retrieval(*by_hand, AS_OF, SETTINGS, 7, common=5)
+        assert found.users["common_catalogue"].tolist() == ["u00", "u01", "u05"]
+        assert found.per_user["common_catalogue/mrr"].tolist() == [1, 1, 0]
 
     def test_lists_longer_than_the_catalogue_end_in_empty_slots(self, by_hand):
         found = evaluate_retrieval(*by_hand, AS_OF, SETTINGS.model_copy(update={"list_length": 7}), 7)
@@ -354,3 +389,41 @@ WRONG = [{"ks": ()}, {"ks": (5, 0)}, *({name: 0} for name in ("list_length", "ba
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         RetrievalSettings(**wrong)
+
+
+def test_popularity_of_lists_and_targets(tmp_path):
+    chunk = {"user": "u", "items": [2, 2, 2, 3, 3, 5]}
+    lake, version = targets(tmp_path, [([2], 3, True), ([2], 6, False), ([2, 3], 5, True)], beside=[chunk])
+    found = evaluate_retrieval(save(tmp_path / "m", PopularityConfig(), 7, COUNTS), lake, version, AS_OF, SETTINGS, 7)
+    # 3 + 2 of 6 events are 80 %: the head are 2 and 3. Lists: 3 4, 3 4, 4 5.
+    assert found.metrics["head_share"] == pytest.approx(2 / 6)
+    bits = [-math.log2(2 / 6), math.log2(6), math.log2(6)]
+    assert found.per_user["lists/novelty"].tolist() == pytest.approx(
+        [(bits[0] + bits[1]) / 2, (bits[0] + bits[1]) / 2, (bits[1] + bits[2]) / 2]
+    )
+    assert {name: mask.tolist() for name, mask in found.slices.items() if name.startswith("target")} == {
+        "target: head": [True, False, False],
+        "target: tail": [False, False, True],
+        "target: cold": [False, True, False],
+    }
+    assert found.per_user["history_removed/serendipity_at_2"].tolist() == [0, 0, 1]  # u02: rank 2, and 5 is not 2 or 3
+
+
+def test_several_noise_seeds_are_averaged(tmp_path):
+    lake, version = targets(tmp_path, random_rows(17, 30))
+    path = save(tmp_path / "m", ADREC, 30)
+
+    def measured(**changes: Any) -> Any:
+        return evaluate_retrieval(path, lake, version, AS_OF, SETTINGS.model_copy(update=changes), 30)
+
+    several, alone = measured(noise_seeds=3, seed=5), [measured(seed=seed) for seed in (5, 6, 7)]
+    for metric in ("all_items/mrr", "history_removed/ndcg_at_3"):
+        means = [one.metrics[metric] for one in alone]
+        assert several.metrics[metric] == pytest.approx(np.mean(means))
+        assert several.metrics[f"{metric}/noise_deviation"] == pytest.approx(np.std(means, ddof=1))
+        assert several.per_user[metric].tolist() == pytest.approx(np.mean([one.per_user[metric] for one in alone], 0))
+    assert several.lists_NK.tolist() == alone[0].lists_NK.tolist()
+    assert len({tuple(one.per_user["all_items/mrr"]) for one in alone}) > 1, "the noise has to matter here"
+    quiet = save(tmp_path / "quiet", PopularityConfig(), 30, [1.0] * 30)
+    counted = evaluate_retrieval(quiet, lake, version, AS_OF, SETTINGS.model_copy(update={"noise_seeds": 3}), 30)
+    assert not [name for name in counted.metrics if "noise" in name]

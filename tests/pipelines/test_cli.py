@@ -21,7 +21,7 @@ OPTIONS = {
     "backfill": {"--config", "--from", "--to", "--stage", "--rebuild", "--set", "--json"},
     "data-report": {"--config", "--from", "--to", "--set", "--json"},
     "status": {"--config", "--set", "--json"},
-    "promote": {"--config", "--role", "--set", "--json"},
+    "promote": {"--config", "--role", "--force", "--approve", "--set", "--json"},
     "rollback": {"--config", "--reason", "--role", "--set", "--json"},
     "doctor": {"--config", "--set", "--json"},
     "replicate": {"--model", "--data", "--seed", "--set", "--workspace", "--categories", "--json"},
@@ -166,7 +166,7 @@ def test_simulate_refuses_a_full_folder(tmp_path: Path) -> None:
 def test_status_of_nothing(tmp_path: Path) -> None:
     done = logs2rec("status", "--config", small_recipe(tmp_path), "--json")
     assert done.code == 0
-    assert done.json == {"published": [], "contracts": [], "aliases": {}, "promotions": []}
+    assert done.json == {"published": [], "contracts": [], "aliases": {}, "moved_by_hand": {}, "promotions": []}
 
 
 def test_doctor_says_what_was_found() -> None:

@@ -225,15 +225,44 @@ def test_rollback_without_a_predecessor_is_refused(line: Line) -> None:
 
 
 def test_promote_asks_the_gate_again(line: Line, store: mlflow.MlflowClient) -> None:
-    """It makes the held model champion."""
-    held = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--json")
-    assert held.code == 4
-    policy = ["--set", "ranking.gate.min_users=1"]
-    moved = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--json", *policy)
+    """It makes the held model champion, once a person agrees."""
+    asked = ["promote", "--config", line.recipe, "--role", "ranking", "--json"]
+    assert logs2rec(*asked).code == 4
+    policy = ["--set", "ranking.gate.min_users=1", "--set", "ranking.gate.approval=true"]
+    waiting = logs2rec(*asked, *policy)
+    assert waiting.code == 4
+    assert "a person has to agree" in waiting.json["models"][0]["reasons"][-1]
+    assert "champion" not in store.get_registered_model("small.ranking").aliases
+    refused = logs2rec(*asked, *policy, "--approve", " ")
+    assert refused.code == 2
+    assert "needs a reason" in refused.json["error"]
+    moved = logs2rec(*asked, *policy, "--approve", "looked at the lists")
     assert moved.code == 0, moved.stderr
     assert moved.json["models"][0]["verdict"] == "promote"
     assert store.get_model_version_by_alias("small.ranking", "champion").version == 1
     assert logs2rec("run", "--config", line.recipe).code == 0  # nothing is held any more
+
+
+def test_an_alias_moved_by_hand_is_seen_and_a_held_version_can_be_forced(
+    line: Line, store: mlflow.MlflowClient
+) -> None:
+    look = ("status", "--config", line.recipe, "--json")
+    assert logs2rec(*look).json["moved_by_hand"] == {}
+    store.delete_registered_model_alias("small.ranking", "champion")
+    found = logs2rec(*look)
+    assert found.json["moved_by_hand"] == {"small.ranking": {"champion": None, "recorded": "1"}}
+    assert "it was moved by hand" in found.stdout
+    forced = logs2rec("promote", "--config", line.recipe, "--role", "ranking", "--force", "the launch", "--json")
+    assert forced.code == 0, forced.stderr
+    assert forced.json["models"][0]["verdict"] == "hold"
+    assert store.get_model_version_by_alias("small.ranking", "champion").version == 1
+    after = logs2rec(*look).json
+    assert after["moved_by_hand"] == {}
+    last = after["promotions"][-1]
+    assert last["action"] == "force"
+    reasons = json.loads(last["reasons"])
+    assert reasons[0] == "forced: the launch"
+    assert "somebody moved it by hand" in reasons[-1]
 
 
 class TestLists:

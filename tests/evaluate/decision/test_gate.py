@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluate.decision.gate import COVERAGE, Decision, Evidence, GatePolicy, Verdict, decide
+from evaluate.decision.gate import Decision, Evidence, GatePolicy, Verdict, decide
+from evaluate.decision.slices import Slice
 from infra.config import parse
 from infra.errors import ConfigError, UsageError
 
+COVERAGE = "catalogue_coverage"
 BASE = np.array([0.1, 0.2, 0.4, 0.5])  # mean 0.3
 POLICY = GatePolicy(metric="ndcg_at_20", resamples=200)
 
@@ -120,15 +122,73 @@ def test_every_missed_requirement_is_listed() -> None:
         evidence(0.4),
         champion(),
         {"popularity": evidence(0.5)},
-        policy(floor_baselines=("popularity",), min_coverage=0.3),
+        policy(floor_baselines=("popularity",), floors={COVERAGE: 0.3}),
     )
     assert decision.verdict is Verdict.HOLD
     assert len(decision.reasons) == 3
-    assert decision.reasons[1] == "coverage 0.2500 is below min_coverage 0.3000"
+    assert decision.reasons[1] == "catalogue_coverage 0.25000 is not above its floor 0.30000"
 
 
-def test_coverage_at_the_minimum_passes() -> None:
-    assert decide(evidence(), champion(), {}, policy(min_coverage=0.25)).verdict is Verdict.PROMOTE
+def test_a_figure_at_its_floor_is_not_above_it() -> None:
+    assert decide(evidence(), champion(), {}, policy(floors={COVERAGE: 0.25})).verdict is Verdict.HOLD
+    passed = decide(evidence(), champion(), {}, policy(floors={COVERAGE: 0.2}))
+    assert passed.verdict is Verdict.PROMOTE
+    assert passed.reasons[0] == "catalogue_coverage 0.25000 is above its floor 0.20000"
+
+
+def test_lists_that_are_no_lists_reject() -> None:
+    metrics = {"ndcg_at_20": 0.3, "quality/complete": 0.99, "quality/distinct": 1.0}
+    decision = decide(evidence(metrics=metrics), champion(), {}, POLICY)
+    assert decision.verdict is Verdict.REJECT
+    assert decision.reasons == ("lists: quality/complete is 0.99000, which has to be 1",)
+
+
+def halves(new: float, young: float) -> dict[str, Slice]:
+    """100 users in two slices; the values of each are alike, so that a difference is beyond chance."""
+    users, values = np.arange(100), np.linspace(0.1, 0.9, 50)
+    return {"new": Slice(users[:50], values * new), "old": Slice(users[50:], values * young)}
+
+
+def sliced(new: float, old: float, version: str) -> Evidence:
+    slices = halves(new, old)
+    values = np.concatenate([part.per_user for part in slices.values()])
+    metrics = {"ndcg_at_20": float(values.mean())}
+    return evidence(version=version, users=np.arange(100), per_user=values, metrics=metrics, slices=slices)
+
+
+def test_a_slice_that_loses_holds_a_better_mean() -> None:
+    decision = decide(sliced(0.8, 1.5, "2"), sliced(1, 1, "1"), {}, POLICY)
+    assert decision.verdict is Verdict.HOLD
+    assert len(decision.reasons) == 1
+    assert decision.reasons[0].startswith(
+        "slice new: 0.40000 against 0.50000 on 50 users (-20.00%, p 0.0002 after Holm"
+    )
+    assert [part.name for part in decision.slices] == ["new", "old"]
+    assert decision.slices[1].relative.estimate == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("allowed", [{"slice_margin": 0.25}, {"slice_margin": None}, {"min_slice_users": 51}])
+def test_what_a_policy_lets_pass_in_slices(allowed: dict[str, Any]) -> None:
+    assert decide(sliced(0.8, 1.5, "2"), sliced(1, 1, "1"), {}, policy(**allowed)).verdict is Verdict.PROMOTE
+
+
+def test_a_loss_that_may_be_chance_is_not_held_against_a_slice() -> None:
+    ours, theirs = sliced(1, 1.2, "2"), sliced(1, 1, "1")
+    ours.slices["new"].per_user[:] = ours.slices["new"].per_user[::-1] * 0.8  # -20 %, up for as many as down
+    ours.per_user[:50] = ours.slices["new"].per_user
+    values = {"metrics": {"ndcg_at_20": float(ours.per_user.mean())}}
+    ours = evidence(version="2", users=ours.users, per_user=ours.per_user, slices=ours.slices, **values)
+    decision = decide(ours, theirs, {}, policy(margin=0.5))
+    assert decision.slices[0].relative.estimate == pytest.approx(-0.2)
+    assert decision.slices[0].p is not None
+    assert decision.slices[0].p > 0.05
+    assert decision.verdict is Verdict.PROMOTE
+
+
+def test_a_slice_that_only_one_of_both_has_is_not_compared() -> None:
+    ours, theirs = sliced(1, 1, "2"), sliced(1, 1, "1")
+    del theirs.slices["old"]  # type: ignore[attr-defined]
+    assert [part.name for part in decide(ours, theirs, {}, POLICY).slices] == ["new"]
 
 
 def test_the_champion_itself_is_held() -> None:
@@ -159,11 +219,24 @@ OTHERS = evidence(users=("a", "b", "d", "c"), version="1")
     ("call", "message"),
     [
         (lambda: decide(evidence(), OTHERS, {}, POLICY), "champion 1 was scored on other users"),
+        (
+            lambda: decide(evidence(scored_on={"sequences": 3}), evidence(version="1"), {}, POLICY),
+            "champion 1 was scored with another sequences than the candidate",
+        ),
+        (
+            lambda: decide(
+                evidence(slices={"new": Slice(("a",), BASE[:1])}),
+                evidence(version="1", slices={"new": Slice(("b",), BASE[:1])}),
+                {},
+                POLICY,
+            ),
+            "slice new: the champion was scored on other users",
+        ),
         (lambda: decide(evidence(), None, {"bigram": OTHERS}, FLOOR), "bigram 1 was scored on other users"),
         (lambda: decide(evidence(), None, {}, FLOOR), "no evidence for bigram"),
         (lambda: decide(evidence(metrics={"mrr": 0.5}), None, {}, POLICY), "no metric ndcg_at_20; it has mrr"),
         (
-            lambda: decide(evidence(metrics={"ndcg_at_20": 0.3}), None, {}, policy(min_coverage=0.1)),
+            lambda: decide(evidence(metrics={"ndcg_at_20": 0.3}), None, {}, policy(floors={COVERAGE: 0.1})),
             f"no metric {COVERAGE}",
         ),
         (lambda: decide(evidence(metrics={"ndcg_at_20": 0.31}), None, {}, POLICY), "0.31, its per-user"),
@@ -177,7 +250,15 @@ def test_evidence_that_does_not_fit_is_a_fault_of_the_caller(call: object, messa
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("margin", -0.1), ("margin", 1), ("min_users", 0), ("min_coverage", 1.5), ("resamples", 0), ("margins", 0.1)],
+    [
+        ("margin", -0.1),
+        ("margin", 1),
+        ("min_users", 0),
+        ("slice_margin", 1),
+        ("min_slice_users", 0),
+        ("resamples", 0),
+        ("margins", 0.1),
+    ],
 )
 def test_a_policy_out_of_range_names_the_setting(setting: str, value: float) -> None:
     with pytest.raises(ConfigError, match=f"gate: {setting}: "):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ir_measures import RR, R, Success, nDCG
+from ir_measures import AP, RR, P, R, Success, nDCG
 
 from evaluate.metrics.accuracy import MISS, hr, mean, ndcg, reciprocal_rank, summarise
 from infra.errors import UsageError
@@ -43,7 +43,7 @@ def test_agrees_with_ir_measures(ranks: list[int], k: int) -> None:
         for place in range(1, 41)
     ]
     measured: dict[str, dict[str, float]] = {}
-    for one in ir_measures.iter_calc([RR, nDCG @ k, Success @ k, R @ k], qrels, run):
+    for one in ir_measures.iter_calc([RR, nDCG @ k, Success @ k, R @ k, P @ k, AP @ k, RR @ k], qrels, run):
         measured.setdefault(str(one.measure), {})[one.query_id] = one.value
 
     def reference(name: str) -> list[float]:
@@ -52,7 +52,10 @@ def test_agrees_with_ir_measures(ranks: list[int], k: int) -> None:
     np.testing.assert_allclose(reciprocal_rank(ranks), reference("RR"), atol=1e-12)
     np.testing.assert_allclose(ndcg(ranks, k), reference(f"nDCG@{k}"), atol=1e-12)
     np.testing.assert_allclose(hr(ranks, k), reference(f"Success@{k}"), atol=1e-12)
-    np.testing.assert_allclose(hr(ranks, k), reference(f"R@{k}"), atol=1e-12)
+    named = {"recall": "R", "precision": "P", "map": "AP", "mrr": "RR", "hr": "Success", "ndcg": "nDCG"}
+    vectors = summarise(ranks, [k], named)
+    for name, theirs in named.items():
+        np.testing.assert_allclose(vectors[f"{name}_at_{k}"], reference(f"{theirs}@{k}"), atol=1e-12, err_msg=name)
 
 
 def test_summarise_names_and_vectors() -> None:

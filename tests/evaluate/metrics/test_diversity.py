@@ -17,6 +17,7 @@ from evaluate.metrics.diversity import (
     ItemCategories,
     catalogue_coverage,
     category_count,
+    embedding_distance,
     exposure_entropy,
     gini,
     intra_list_distance,
@@ -130,3 +131,23 @@ def test_an_empty_slot_has_no_category_even_if_the_table_gives_padding_one() -> 
 def test_wrong_input_is_refused_by_name(call: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         call()
+
+
+def test_embedding_distance_by_hand() -> None:
+    e_VD = np.array([[9, 9], [9, 9], [2, 0], [0, 3], [5, 5], [0, 0], [-1, 0]], np.float32)
+    half = 1 - math.sqrt(0.5)
+    lists = [[2, 3, 0], [2, 4, 3], [2, 5, 0], [2, 6, 0], [4, 0, 0], [4, 4, 4]]
+    expected = [1, (half + half + 1) / 3, 1, 2, 0, 0]
+    assert embedding_distance(lists, e_VD).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_embedding_distance_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    lists, e_VD = generator.integers(0, 9, (17, 4)), generator.standard_normal((9, 3)).astype(np.float32)
+    whole = embedding_distance(lists, e_VD)
+    monkeypatch.setattr(diversity, "_NUMBERS_AT_ONCE", 30)
+    assert embedding_distance(lists, e_VD).tolist() == whole.tolist()
+    for row, found in zip(lists, whole, strict=True):
+        pairs = [(a, b) for a, b in combinations(row, 2) if a and b]
+        cosines = [e_VD[a] @ e_VD[b] / np.linalg.norm(e_VD[a]) / np.linalg.norm(e_VD[b]) for a, b in pairs]
+        assert found == pytest.approx(1 - sum(cosines) / len(pairs) if pairs else 0, abs=1e-5)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from itertools import permutations
 
+import ir_measures
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ir_measures import AP, RR, P, R, Success, nDCG
 
 from evaluate.metrics.impression_lists import list_metrics
 from infra.errors import UsageError
@@ -18,29 +20,53 @@ ROWS = st.lists(
 )
 
 
-def in_every_order(rows: list[tuple[int, float]], k: int) -> tuple[float, float]:
-    """(HR@k, NDCG@k), means over all orders that the scores allow."""
+NAMES = ("hr", "ndcg", "mrr", "recall", "precision", "map")
+
+
+def in_every_order(rows: list[tuple[int, float]], k: int) -> list[float]:
+    """Each of NAMES at k, means over all orders that the scores allow."""
     relevant = sum(label for label, _ in rows)
     if not relevant:
-        return math.nan, math.nan
+        return [math.nan] * len(NAMES)
     ideal = sum(1 / math.log2(2 + i) for i in range(min(k, relevant)))
-    hits, gains = [], []
+    found = []
     for order in permutations(rows):
         scores = [score for _, score in order]
         if scores == sorted(scores, reverse=True):
             first = [label for label, _ in order][:k]
-            hits.append(float(any(first)))
-            gains.append(sum(label / math.log2(2 + i) for i, label in enumerate(first)) / ideal)
-    return sum(hits) / len(hits), sum(gains) / len(gains)
+            gain = sum(label / math.log2(2 + i) for i, label in enumerate(first)) / ideal
+            down_to = [sum(first[: i + 1]) / (i + 1) for i in range(len(first))]
+            found.append(
+                [
+                    float(any(first)),
+                    gain,
+                    1 / (1 + first.index(1)) if any(first) else 0.0,
+                    sum(first) / relevant,
+                    sum(first) / k,
+                    sum(share for label, share in zip(first, down_to, strict=True) if label) / relevant,
+                ]
+            )
+    return [sum(column) / len(found) for column in zip(*found, strict=True)]
 
 
 @given(rows=ROWS.filter(lambda rows: all(sum(r[2] == u for r in rows) <= 6 for u in "ab")), k=st.integers(1, 7))
 def test_expected_over_the_orders_of_ties(rows: list[tuple[int, float, str]], k: int) -> None:
-    names, found = list_metrics([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [k])
+    names, found = list_metrics([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], [k], NAMES)
     assert names.tolist() == sorted({user for *_, user in rows})
     expected = [in_every_order([r[:2] for r in rows if r[2] == name], k) for name in names]
-    assert found[f"hr_at_{k}"].tolist() == pytest.approx([hr for hr, _ in expected], nan_ok=True)
-    assert found[f"ndcg_at_{k}"].tolist() == pytest.approx([ndcg for _, ndcg in expected], nan_ok=True)
+    for place, name in enumerate(NAMES):
+        assert found[f"{name}_at_{k}"].tolist() == pytest.approx([row[place] for row in expected], nan_ok=True), name
+
+
+@given(labels=st.lists(st.integers(0, 1), min_size=1, max_size=30).filter(any), k=st.integers(1, 40))
+def test_agrees_with_ir_measures_without_ties(labels: list[int], k: int) -> None:
+    qrels = [ir_measures.Qrel("u", f"d{i}", label) for i, label in enumerate(labels)]
+    run = [ir_measures.ScoredDoc("u", f"d{i}", -float(i)) for i in range(len(labels))]
+    measures = {"hr": Success @ k, "ndcg": nDCG @ k, "mrr": RR @ k, "recall": R @ k, "precision": P @ k, "map": AP @ k}
+    reference = ir_measures.calc_aggregate(list(measures.values()), qrels, run)
+    _, found = list_metrics(labels, [-float(i) for i in range(len(labels))], ["u"] * len(labels), [k], NAMES)
+    for name, measure in measures.items():
+        assert found[f"{name}_at_{k}"][0] == pytest.approx(reference[measure]), name
 
 
 def test_agrees_with_scikit_learn() -> None:
