@@ -187,7 +187,7 @@ def _register(
 
     def work() -> Outputs:
         from evaluate.publish.package import package, same_answer
-        from evaluate.publish.registry import CHALLENGER, query_in_clean_process
+        from evaluate.publish.registry import CHALLENGER, Upload, query_in_clean_process
 
         artifact = ctx.workspace / str(candidate.outputs["artifact"])
         packed = package(artifact, questions(ctx.lake, data, role.name, item_keys(ctx, data)))
@@ -195,9 +195,7 @@ def _register(
         stored = folder / "stored_answers.json"
         _write_json(stored, packed.answer)
         store = ctx.store()
-        version, run_id = store.register(
-            name,
-            evaluated.key,
+        upload = Upload(
             artifact=artifact,
             code=packed.code,
             signature=packed.signature,
@@ -207,6 +205,7 @@ def _register(
             tags=_lineage(ctx, data, role, candidate),
             files={"recipe": folder / "recipe.json", "evaluation": folder / "metrics.json", "answers": stored},
         )
+        version, run_id = store.register(name, evaluated.key, upload)
         answer = query_in_clean_process(store.uri, f"models:/{name}/{version}", packed.questions)
         answers = same_answer(packed.answer, answer)
         store.move_alias(name, CHALLENGER, version)

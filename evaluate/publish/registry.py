@@ -13,13 +13,14 @@ import re
 import subprocess
 import sys
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evaluate.publish.claim import LEASE, claim
 from evaluate.settings import TrackingSettings
 from infra.errors import ArtifactError, EnvironmentProblem
 from infra.mlflow_store import create_database, quiet
@@ -35,69 +36,90 @@ STORE_TAG = "logs2rec.store"
 RUN_DATE_TAG = "logs2rec.runDate"
 
 
+@dataclass(frozen=True)
+class Upload:
+    """What a version is made of: the model, how it is served (evaluate.publish.package), and what its run tells."""
+
+    artifact: Path
+    code: Path
+    signature: ModelSignature
+    example: pd.DataFrame
+    params: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
+    """Of the run and of the version."""
+    files: Mapping[str, Path]
+    """Folder among the run's artifacts -> file."""
+
+
 class Registry:
     """The MLflow client, bound to one store and experiment; use `registry()` to open it."""
 
     def __init__(self, client: MlflowClient, uri: str, experiment_id: str) -> None:
         self.client, self.uri, self.experiment_id = client, uri, experiment_id
+        self.lease = LEASE
 
     def identity(self) -> str:
-        """An id that the store was given when it was first used: an emptied or replaced store has another."""
-        found = self.client.get_experiment(self.experiment_id).tags.get(STORE_TAG)
-        if found is None:
-            found = uuid.uuid4().hex
-            self.client.set_experiment_tag(self.experiment_id, STORE_TAG, found)
-        return str(found)
+        """An id of the store as it was when its experiment was made: an emptied or replaced store has another."""
+        experiment = self.client.get_experiment(self.experiment_id)
+        return str(experiment.tags.get(STORE_TAG) or f"{experiment.experiment_id}-{experiment.creation_time}")
 
-    def register(
-        self,
-        name: str,
-        build: str,
-        *,
-        artifact: Path,
-        code: Path,
-        signature: ModelSignature,
-        example: pd.DataFrame,
-        params: Mapping[str, Any],
-        metrics: Mapping[str, float],
-        tags: Mapping[str, str],
-        files: Mapping[str, Path],
-    ) -> tuple[str, str]:
+    def register(self, name: str, build: str, upload: Upload) -> tuple[str, str]:
         """Log a run with its model and register it as a version of `name`; returns (version, run id).
 
-        A version that already carries `build` is returned as it is: a command that died after the
-        registration registers nothing twice (one that died before it leaves a run without a version).
-        Metrics that are not finite are left out.
+        A version that already carries `build` is returned as it is, and so is a finished upload of a command that died
+        before it registered it. Any number of processes may do this at once: a build has one version, versions have no
+        gaps, and a process that comes second deletes the run that it has made for nothing. Metrics that are not finite
+        are left out.
         """
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        found = self.client.search_model_versions(f"name = '{name}' and tags.`{BUILD_TAG}` = '{build}'")
-        if found:
+        if found := self._versions(name, build):
             return str(found[0].version), str(found[0].run_id)
-        with mlflow.start_run(experiment_id=self.experiment_id, run_name=f"{name} {build}") as run:
-            mlflow.set_tags({BUILD_TAG: build, **tags})
-            mlflow.log_params({k: str(v) for k, v in params.items()})
-            mlflow.log_metrics({k: v for k, v in metrics.items() if math.isfinite(v)})
-            for folder, file in files.items():
+        run_id, model_id = self._uploaded(name, build) or self._upload(name, build, upload)
+        _create_name(self.client, name)
+        with claim(self.client, name, self.lease):
+            if not self._versions(name, build):
+                about = {BUILD_TAG: build, **upload.tags}
+                self.client.create_model_version(name, f"models:/{model_id}", run_id, tags=about, model_id=model_id)
+            # More than one: the answer was late, and MLflow asked again. The numbers of the last ones are used again.
+            first, *others = self._versions(name, build)
+            for twin in others:
+                self.client.delete_model_version(name, str(twin.version))
+        if first.run_id != run_id:
+            self.client.delete_run(run_id)
+        return str(first.version), str(first.run_id)
+
+    def _versions(self, name: str, build: str) -> list[Any]:
+        found = self.client.search_model_versions(f"name = '{name}' and tags.`{BUILD_TAG}` = '{build}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+    def _uploaded(self, name: str, build: str) -> tuple[str, str] | None:
+        """(run id, model id) of a whole upload of this build that nobody has registered."""
+        wanted = f"attributes.run_name = '{_run_name(name, build)}' and attributes.status = 'FINISHED'"
+        runs = self.client.search_runs([self.experiment_id], f"{wanted} and tags.`{BUILD_TAG}` = '{build}'")
+        for run in runs:
+            for output in run.outputs.model_outputs if run.outputs else ():
+                return str(run.info.run_id), str(output.model_id)
+        return None
+
+    def _upload(self, name: str, build: str, upload: Upload) -> tuple[str, str]:
+        """(run id, model id) of a finished run with everything in it."""
+        import mlflow
+
+        with mlflow.start_run(experiment_id=self.experiment_id, run_name=_run_name(name, build)) as run:
+            mlflow.set_tags({BUILD_TAG: build, **upload.tags})
+            mlflow.log_params({k: str(v) for k, v in upload.params.items()})
+            mlflow.log_metrics({k: v for k, v in upload.metrics.items() if math.isfinite(v)})
+            for folder, file in upload.files.items():
                 mlflow.log_artifact(str(file), folder)
             logged = mlflow.pyfunc.log_model(
                 name="model",
-                python_model=str(code),
-                artifacts={"model": str(artifact)},
-                signature=signature,
-                input_example=example,
+                python_model=str(upload.code),
+                artifacts={"model": str(upload.artifact)},
+                signature=upload.signature,
+                input_example=upload.example,
                 pip_requirements=[f"logs2rec=={installed_version('logs2rec')}"],
             )
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self.client.create_model_version(
-            name, logged.model_uri, run.info.run_id, tags={BUILD_TAG: build, **tags}, model_id=logged.model_id
-        )
-        return str(version.version), run.info.run_id
+        return str(run.info.run_id), str(logged.model_id)
 
     def alias(self, name: str, alias: str) -> str | None:
         """The version that an alias points at; None when there is no such alias or name, and only then."""
@@ -166,6 +188,7 @@ def registry(settings: TrackingSettings, workspace: Path, default_experiment: st
 def _open(uri: str, settings: TrackingSettings, workspace: Path, default_experiment: str) -> Registry:
     """The client and its experiment, which is created on first use."""
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     name = settings.experiment or default_experiment
     try:
@@ -174,10 +197,29 @@ def _open(uri: str, settings: TrackingSettings, workspace: Path, default_experim
         experiment = client.get_experiment_by_name(name)
     except (OSError, ImportError) as error:  # a folder that cannot be written, a database driver that is not there
         raise _problem(uri, error) from error
-    if experiment is not None:
-        return Registry(client, uri, str(experiment.experiment_id))
-    location = artifact_location(settings, workspace)
-    return Registry(client, uri, str(client.create_experiment(name, artifact_location=location)))
+    if experiment is None:
+        try:
+            client.create_experiment(name, artifact_location=artifact_location(settings, workspace))
+        except MlflowException as error:  # another process was faster
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        experiment = client.get_experiment_by_name(name)
+        assert experiment is not None
+    return Registry(client, uri, str(experiment.experiment_id))
+
+
+def _create_name(client: MlflowClient, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _run_name(name: str, build: str) -> str:
+    return f"{name} {build}"
 
 
 def _problem(uri: str, error: Exception) -> EnvironmentProblem:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from infra.mlflow_store import ENVIRONMENT
+from tests.servers import MlflowServer, wait_until
 from train import tracking
 from train.tracking import RUN_TAG, Outbox, Tracker, finish, mlflow_callback
 
@@ -83,13 +84,6 @@ def run_of(tracker: Tracker) -> Run:
 def history(tracker: Tracker, metric: str = "loss") -> list[tuple[int, float]]:
     found = MlflowClient(tracking_uri=tracker.uri).get_metric_history(run_of(tracker).info.run_id, metric)
     return sorted((m.step, m.value) for m in found)
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def wait_until_sent(outbox: Outbox) -> None:
@@ -281,56 +275,19 @@ class TestOutage:
         assert "secret" not in caplog.text
 
 
-class Server:
-    """A real tracking server of one worker on a free port of the loopback."""
-
-    def __init__(self, folder: Path, database: str) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.uri, self.folder, self.database = f"http://127.0.0.1:{self.port}", folder, database
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.database]
-        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        with (self.folder / "server.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )  # fmt: skip
-        wait_until(self.answers, 120)
-
-    def answers(self) -> bool:
-        import requests
-
-        try:
-            return requests.get(f"{self.uri}/health", timeout=1).ok
-        except requests.RequestException:
-            return False
-
-    def send(self, number: int) -> None:
-        """A signal to the server and all that it started."""
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-        if number == signal.SIGKILL:
-            self.process.wait()
-            self.process = None
-
-
 @pytest.fixture
-def server(tmp_path: Path, uri: str) -> Iterator[Server]:
-    made = Server(tmp_path, uri)
+def server(tmp_path: Path, uri: str) -> Iterator[MlflowServer]:
+    made = MlflowServer(tmp_path, uri)
     made.start()
     yield made
-    if made.process is not None:
-        made.send(signal.SIGKILL)
+    made.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("how", ["killed", "hanging"])
 def test_a_server_lost_in_the_middle_gets_everything_once_it_is_back(
-    server: Server, how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: MlflowServer, how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = tracker_of(server.uri, f"lost-{how}")
     callback = started(tracker, tmp_path / "notes")

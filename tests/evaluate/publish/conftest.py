@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from evaluate.publish.package import package
-from evaluate.publish.registry import Registry, registry
+from evaluate.publish.registry import Registry, Upload, registry
 from evaluate.settings import TrackingSettings
 from infra.tables import Kind
 from train import artifact
@@ -117,6 +117,6 @@ def register(store: Registry, artifacts: dict[str, Path], workspace: Path) -> Ca
             "params": {"model.width": 4}, "metrics": {"uauc": 0.5}, "tags": {"logs2rec.role": "test"},
             "files": {"recipe": recipe},
         }  # fmt: skip
-        return store.register(name, build, **{**about, **changes})
+        return store.register(name, build, Upload(**{**about, **changes}))
 
     return go

@@ -235,14 +235,15 @@ def refuse(*args, **kwargs):
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = refuse
 artifact, workspace, answer = map(Path, sys.argv[1:])
 from evaluate.publish.package import package
-from evaluate.publish.registry import registry
+from evaluate.publish.registry import Upload, registry
 from evaluate.settings import TrackingSettings
 packed = package(artifact)
 with registry(TrackingSettings(), workspace, "demo") as store:
-    version, _ = store.register(
-        "silent.retrieval", "silent-1", artifact=artifact, code=packed.code, signature=packed.signature,
+    upload = Upload(
+        artifact=artifact, code=packed.code, signature=packed.signature,
         example=packed.example, params={"a": 1}, metrics={"b": 1.0}, tags={}, files={},
     )
+    version, _ = store.register("silent.retrieval", "silent-1", upload)
     store.move_alias("silent.retrieval", "challenger", version)
     store.artifact("silent.retrieval", version, answer)
 from mlflow.telemetry import get_telemetry_client
