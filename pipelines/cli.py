@@ -272,15 +272,19 @@ def promote(
     role: RoleName = None,
     force: Annotated[str | None, typer.Option(help="Promote what the gate holds; the reason is kept.")] = None,
     approve: Annotated[str | None, typer.Option(help="Agree, where gate.approval asks; the reason is kept.")] = None,
+    to: Annotated[str | None, typer.Option(help="Take the champions to another registry, at this address.")] = None,
     overrides: Set = None,
     as_json: Json = False,
 ) -> None:
     """Ask the gate again about the newest registered versions, and move the alias if it agrees."""
     from pipelines.decision import Will
     from pipelines.promotion import promote as decide
+    from pipelines.transfer import transfer
 
+    if to is not None and (force, approve) != (None, None):
+        raise UsageError("--to takes champions, about which the gate has decided; leave --force and --approve out")
     with _context(config, overrides, None, None, 1) as ctx:
-        found = decide(ctx, role, Will(force, approve))
+        found = decide(ctx, role, Will(force, approve)) if to is None else transfer(ctx, role, to)
     for entry in found:
         typer.echo(f"{entry['name']} version {entry['version']}: {entry['verdict']}; {'; '.join(entry['reasons'])}")
     _finish({"models": found}, as_json)

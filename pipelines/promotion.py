@@ -23,7 +23,7 @@ def promote(ctx: Context, role_name: str | None, will: Will = Will()) -> list[di
             raise UsageError(f"{option}: needs a reason, which the table promotions keeps")
     ctx.hold()
     out = []
-    for role, registered in [(r, _newest(ctx, r)) for r in _roles(ctx, role_name)]:
+    for role, registered in [(r, _newest(ctx, r)) for r in wanted_roles(ctx, role_name)]:
         evaluated = ctx.ledger.find(registered.inputs["evaluation"])
         assert evaluated is not None  # a registration is published after its evaluation
         decision = decide_and_move(ctx, data_of(registered), role, evaluated, registered, will).decision
@@ -39,7 +39,7 @@ def _newest(ctx: Context, role: Role) -> Published:
     store = ctx.store().identity()
     rows = [r for r in ctx.ledger.rows() if r.unit == f"register:{role.name}" and r.inputs["store"] == store]
     if not rows:
-        raise UsageError(f"{_name(ctx, role)}: no version is registered; run `logs2rec run` first")
+        raise UsageError(f"{name_of(ctx, role)}: no version is registered; run `logs2rec run` first")
     return rows[-1]
 
 
@@ -54,9 +54,9 @@ def rollback(ctx: Context, role_name: str | None, reason: str) -> list[dict[str,
     ctx.hold()
     store = ctx.store()
     out = []
-    moves = [(r, *_previous(ctx, r, store.alias(_name(ctx, r), CHAMPION))) for r in _roles(ctx, role_name)]
+    moves = [(r, *_previous(ctx, r, store.alias(name_of(ctx, r), CHAMPION))) for r in wanted_roles(ctx, role_name)]
     for role, current, previous in moves:
-        name = _name(ctx, role)
+        name = name_of(ctx, role)
         promotions.record(
             ctx.lake,
             name=name,
@@ -75,7 +75,7 @@ def _previous(ctx: Context, role: Role, current: str | None) -> tuple[str, str]:
     """(current champion, the champion that it replaced when it was promoted)."""
     from evaluate.publish import promotions
 
-    name = _name(ctx, role)
+    name = name_of(ctx, role)
     if current is None:
         raise UsageError(f"{name}: there is no champion to roll back; run `logs2rec run` first")
     taken = ("promote", "force")
@@ -85,11 +85,13 @@ def _previous(ctx: Context, role: Role, current: str | None) -> tuple[str, str]:
     return current, str(rows[-1]["from_version"])
 
 
-def _name(ctx: Context, role: Role) -> str:
+def name_of(ctx: Context, role: Role) -> str:
+    """The registered name of a role's versions."""
     return f"{ctx.recipe.name}.{role.name}"
 
 
-def _roles(ctx: Context, role_name: str | None) -> list[Role]:
+def wanted_roles(ctx: Context, role_name: str | None) -> list[Role]:
+    """All of the recipe, or the named one; UsageError when it has none of that name."""
     found = [r for r in roles(ctx.recipe) if role_name in (None, r.name)]
     if not found:
         raise UsageError(f"--role {role_name}: this recipe has {', '.join(r.name for r in roles(ctx.recipe))}")

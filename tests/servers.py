@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,29 @@ class MlflowServer:
             self.send(signal.SIGKILL)
 
 
+@contextmanager
+def failing(port: int) -> Iterator[None]:
+    """A server that answers everything with a 500."""
+
+    class Fails(BaseHTTPRequestHandler):
+        def refuse(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.send_error(500)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = refuse
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", port), Fails)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def postgres_programs() -> Path | None:
     """The folder of initdb and postgres; Debian keeps them out of the search path."""
     found = [Path(p).parent for p in [shutil.which("initdb")] if p]
@@ -96,7 +121,7 @@ def postgres(folder: Path) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/", **user)
     try:
         wait_until(lambda: _ready(port))
-        yield f"postgresql://tests@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg2://tests@127.0.0.1:{port}/postgres"
     finally:
         process.send_signal(signal.SIGQUIT)
         process.wait()

@@ -41,7 +41,7 @@ def claim(client: MlflowClient, name: str, lease: float = LEASE, patience: float
         yield
     finally:
         if _holder(client, lock) == token:
-            client.delete_registered_model(lock)
+            _done(["RESOURCE_DOES_NOT_EXIST"], client.delete_registered_model, lock)
 
 
 def _take(client: MlflowClient, lock: str, token: str, lease: float, patience: float) -> None:

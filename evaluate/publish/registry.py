@@ -52,6 +52,15 @@ class Upload:
     """Folder among the run's artifacts -> file."""
 
 
+@dataclass(frozen=True)
+class Told:
+    """Parameters, metrics and files (folder -> its file) of a run."""
+
+    params: Mapping[str, str]
+    metrics: Mapping[str, float]
+    files: Mapping[str, Path]
+
+
 class Registry:
     """The MLflow client, bound to one store and experiment; use `registry()` to open it."""
 
@@ -159,6 +168,18 @@ class Registry:
             raise ArtifactError(f"models:/{name}/{version}: expected one model artifact, found {len(found)}")
         return found[0].parent
 
+    def told(self, name: str, version: str, into: Path) -> Told:
+        """What the run of a version tells, its files downloaded below `into`."""
+        import mlflow
+
+        run = self.client.get_run(str(self.client.get_model_version(name, version).run_id))
+        files: dict[str, Path] = {}
+        for folder in (entry.path for entry in self.client.list_artifacts(run.info.run_id) if entry.is_dir):
+            where = {"artifact_path": folder, "dst_path": str(into), "tracking_uri": self.uri}
+            local = mlflow.artifacts.download_artifacts(run_id=run.info.run_id, **where)
+            files[folder] = next(file for file in sorted(Path(local).iterdir()) if file.is_file())
+        return Told(run.data.params, run.data.metrics, files)
+
     def attach(self, run_id: str, file: Path) -> None:
         """Add a file to a run's artifacts."""
         self.client.log_artifact(run_id, str(file))
@@ -223,8 +244,12 @@ def _run_name(name: str, build: str) -> str:
 
 
 def _problem(uri: str, error: Exception) -> EnvironmentProblem:
-    text = f"tracking.uri {uri}: {' '.join(str(error).split())[:300]}"
-    return EnvironmentProblem(re.sub(r"//[^/@\s]*@", "//***@", text))  # no password in a log
+    return EnvironmentProblem(without_password(f"tracking.uri {uri}: {' '.join(str(error).split())[:300]}"))
+
+
+def without_password(text: str) -> str:
+    """A text for a log or a table: what stands before an @ in an address is hidden."""
+    return re.sub(r"//[^/@\s]*@", "//***@", text)
 
 
 def tracking_uri(settings: TrackingSettings, workspace: Path) -> str:
@@ -233,8 +258,9 @@ def tracking_uri(settings: TrackingSettings, workspace: Path) -> str:
 
 
 def artifact_location(settings: TrackingSettings, workspace: Path) -> str | None:
-    """Where an experiment's files go: a local store keeps them in the workspace, a server decides for itself."""
-    return (workspace / "mlflow-artifacts").resolve().as_uri() if settings.uri is None else None
+    """Where an experiment's files go: into the workspace, unless there is a server, which decides for itself."""
+    served = settings.uri is not None and not re.match(r"(sqlite|postgresql|mysql|mssql)\b", settings.uri)
+    return None if served else (workspace / "mlflow-artifacts").resolve().as_uri()
 
 
 _QUERY = """

@@ -21,7 +21,7 @@ OPTIONS = {
     "backfill": {"--config", "--from", "--to", "--stage", "--rebuild", "--set", "--json"},
     "data-report": {"--config", "--from", "--to", "--set", "--json"},
     "status": {"--config", "--set", "--json"},
-    "promote": {"--config", "--role", "--force", "--approve", "--set", "--json"},
+    "promote": {"--config", "--role", "--force", "--approve", "--to", "--set", "--json"},
     "rollback": {"--config", "--reason", "--role", "--set", "--json"},
     "doctor": {"--config", "--set", "--json"},
     "replicate": {"--model", "--data", "--seed", "--set", "--workspace", "--categories", "--json"},

@@ -20,8 +20,10 @@ import pandas as pd
 import polars as pl
 import pytest
 
+from infra.errors import EnvironmentProblem
 from infra.lake import Lake
 from tests.pipelines.commands import Done, logs2rec, small_recipe
+from tests.servers import MlflowServer, failing
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,53 @@ def test_an_alias_moved_by_hand_is_seen_and_a_held_version_can_be_forced(
     reasons = json.loads(last["reasons"])
     assert reasons[0] == "forced: the launch"
     assert "somebody moved it by hand" in reasons[-1]
+
+
+def test_a_champion_is_taken_to_another_registry(line: Line, store: mlflow.MlflowClient, tmp_path: Path) -> None:
+    other = f"sqlite:///{tmp_path}/other.db"
+    take = ("promote", "--config", line.recipe, "--role", "retrieval", "--json", "--to")
+    refused = logs2rec(*take, f"sqlite:///{line.folder / 'workspace' / 'mlflow.db'}")
+    assert refused.code == 2
+    assert "is the registry that the champion is in" in refused.json["error"]
+    assert logs2rec(*take, other, "--force", "why not").code == 2
+    found = logs2rec(*take, other)
+    assert found.code == 0, found.stderr
+    assert found.json["models"][0]["verdict"] == "transfer"
+    again = logs2rec(*take, other)
+    there = mlflow.MlflowClient(tracking_uri=other)
+    (version,) = there.search_model_versions("name = 'small.retrieval'")
+    assert (again.code, again.json["models"][0]["from_version"]) == (0, "1")
+    here = store.get_model_version_by_alias("small.retrieval", "champion")
+    assert there.get_registered_model("small.retrieval").aliases == {"challenger": 1, "champion": 1}
+    assert version.tags["logs2rec.build"] == here.tags["logs2rec.build"]
+    runs = [client.get_run(v.run_id) for client, v in ((store, here), (there, version))]
+    assert runs[0].data.metrics == runs[1].data.metrics
+    assert runs[0].data.params == runs[1].data.params
+    rows = [
+        r for r in logs2rec("status", "--config", line.recipe, "--json").json["promotions"] if r["action"] == "transfer"
+    ]
+    assert [(r["from_version"], r["to_version"]) for r in rows] == [(None, "1")]
+
+
+@pytest.mark.slow
+def test_what_was_trained_while_mlflow_failed_is_registered_later(line: Line, tmp_path: Path) -> None:
+    server = MlflowServer(tmp_path, f"sqlite:///{tmp_path}/later.db")
+    command = ("run", "--config", line.recipe, "--set", f"tracking.uri={server.uri}", "--json")
+    with failing(server.port):
+        refused = logs2rec(*command)
+    assert refused.code == EnvironmentProblem.exit_code
+    assert "tracking.uri http://" in refused.json["error"]
+    server.start()
+    try:
+        later = logs2rec(*command)
+    finally:
+        server.stop()
+    assert later.code == 4, later.stderr
+    stages = {s["unit"]: s["status"] for s in later.json["stages"]}
+    assert {status for unit, status in stages.items() if unit.startswith(("train", "evaluate"))} == {
+        "already published"
+    }
+    assert stages["register:retrieval"] == "published"
 
 
 class TestLists:

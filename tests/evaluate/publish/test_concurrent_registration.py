@@ -106,11 +106,9 @@ def test_killed_between_upload_and_alias(when, method, left, artifacts, tmp_path
     after = [begin(uri, tmp_path, artifacts["popularity"], [build], LEASE="2") for build in ("one", "two")]
     answers = [ended(process) for process in after]
     check_registered(uri, {"one", "two"})
-    assert client.get_registered_model(NAME).aliases[CHALLENGER] in ("1", "2")
-    assert (
-        answers[0]["found"]["one"][0]
-        == client.search_model_versions(f"name = '{NAME}' and tags.`{BUILD_TAG}` = 'one'")[0].version
-    )
+    assert str(client.get_registered_model(NAME).aliases[CHALLENGER]) in ("1", "2")
+    (one,) = client.search_model_versions(f"name = '{NAME}' and tags.`{BUILD_TAG}` = 'one'")
+    assert answers[0]["found"]["one"] == [str(one.version), one.run_id]
 
 
 class Between(BaseHTTPRequestHandler):
@@ -133,7 +131,7 @@ class Between(BaseHTTPRequestHandler):
             answer = requests.request(self.command, self.behind + self.path, data=body, headers=headers, timeout=60)
         self.send_response(500 if fails else answer.status_code)
         content = b"{}" if fails else answer.content
-        self.send_header("Content-Type", "application/json" if fails else answer.headers["Content-Type"])
+        self.send_header("Content-Type", "application/json" if fails else answer.headers.get("Content-Type", ""))
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
