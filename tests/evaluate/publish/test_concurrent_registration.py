@@ -172,6 +172,7 @@ def attempt(artifacts, tmp_path, monkeypatch) -> Callable[[str, str], tuple[str,
 
 def test_a_server_that_fails_at_any_request(served, attempt, monkeypatch):
     """A 500 from the n-th request on is an EnvironmentProblem; the same command later registers one version."""
+    attempt(served.uri, "first")  # which also makes the experiment and the name
     with between(served.uri, 10**9, False) as uri:
         attempt(uri, "measured")
         total = Between.seen
@@ -181,10 +182,13 @@ def test_a_server_that_fails_at_any_request(served, attempt, monkeypatch):
     for number in numbers:
         with between(served.uri, number, False) as uri, pytest.raises(EnvironmentProblem, match=r"tracking\.uri http"):
             attempt(uri, f"fails-{number}")
+        assert Between.seen > number
         attempt(served.uri, f"fails-{number}")
     client = MlflowClient(tracking_uri=served.uri)
     versions = client.search_model_versions("name = 'faulty.retrieval'")
-    assert sorted(v.tags[BUILD_TAG] for v in versions) == sorted(["measured", *(f"fails-{n}" for n in numbers)])
+    assert sorted(v.tags[BUILD_TAG] for v in versions) == sorted(
+        ["first", "measured", *(f"fails-{n}" for n in numbers)]
+    )
     assert sorted(int(v.version) for v in versions) == list(range(1, len(versions) + 1))
 
 
