@@ -65,7 +65,9 @@ def _take(client: MlflowClient, lock: str, token: str, lease: float, patience: f
 
 
 def _made(client: MlflowClient, lock: str, token: str) -> bool:
-    return _done(["RESOURCE_ALREADY_EXISTS"], client.create_registered_model, lock, {TOKEN_TAG: token})
+    # A name that is taken is looked up by the store, which finds nothing where its holder has just deleted it.
+    refusals = ["RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"]
+    return _done(refusals, client.create_registered_model, lock, {TOKEN_TAG: token})
 
 
 def _put_aside(client: MlflowClient, lock: str, holder: str) -> None:

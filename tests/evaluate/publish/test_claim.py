@@ -7,6 +7,8 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 
 from evaluate.publish.claim import SUFFIX, TOKEN_TAG, claim
 from infra.errors import EnvironmentProblem
@@ -40,6 +42,22 @@ def test_one_at_a_time(client):
         thread.join()
     assert (turns[0], most[0]) == (12, 1)
     assert claims(client, "turns") == []
+
+
+def test_a_name_that_goes_while_the_store_looks_it_up(client, monkeypatch):
+    """MLflow finds the name taken, looks for whose it is, and its holder has deleted it: the next attempt gets it."""
+    made, attempts = client.create_registered_model, []
+
+    def gone(*args: object) -> object:
+        attempts.append(args)
+        if len(attempts) == 1:
+            raise MlflowException("not found", RESOURCE_DOES_NOT_EXIST)
+        return made(*args)
+
+    monkeypatch.setattr(client, "create_registered_model", gone)
+    with claim(client, "gone", patience=10):
+        assert claims(client, "gone") == ["gone" + SUFFIX]
+    assert len(attempts) == 2
 
 
 def test_it_is_given_back_after_an_error(client):
