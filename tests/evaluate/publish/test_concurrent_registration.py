@@ -44,8 +44,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
 
 
 def warm(uri: str) -> None:
-    """Runs are searched until each worker has done so: MLflow 3.17 imports a module of its own in that request, and where
-    two threads do it first at once, one answers 500 (`mlflow.server.auth` has no `auth_config`); its client asks again."""
+    """Each worker searches runs once. MLflow 3.17 imports a module of its own in that request, and where two threads do
+    it first at once, one answers 500 (`mlflow.server.auth` has no `auth_config`); its client asks again.
+    """
     client = MlflowClient(tracking_uri=uri)
     for _ in range(3):
         searches = [threading.Thread(target=client.search_runs, args=(["0"],)) for _ in range(16)]
