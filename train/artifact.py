@@ -22,12 +22,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+import torch
+from pydantic import Field, StrictInt, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from infra.config import Settings, parse
 from infra.disk import sync
 from infra.errors import ArtifactError, ConfigError
-from infra.tables import HISTORY, Kind
+from infra.tables import FIRST_INDEX, HISTORY, Kind
 from train.architecture import FORMAT_VERSION
 from train.checkpoint import (
     MANIFEST,
@@ -50,9 +52,30 @@ ITEM_FIELD = "__item__"
 VOCABULARY_SCHEMA = pa.schema([("field", pa.string()), ("index", pa.int32()), ("key", pa.string())])
 _MODEL, _DESCRIPTION, _VOCABULARY = "model.safetensors", "model.json", "vocabulary.parquet"
 _REQUIRED = {_MODEL, _DESCRIPTION}
-_DESCRIBED = {
-    "format_version", "kind", "config", "catalogue", "fields", "vocabulary_hash", "lineage", "metrics",
-}  # fmt: skip
+_ROWS_PER_BYTE = 8
+"""More than any file has of rows with a key of their own."""
+
+
+class _Field(Settings):
+    name: str
+    kind: Kind
+    size: StrictInt = Field(0, ge=0, lt=2**31)
+    mean: float = 0.0
+    std: float = 1.0
+    missing_rate: float = 0.0
+
+
+class _Description(Settings):
+    """What model.json holds; see Loaded."""
+
+    format_version: int
+    kind: Literal["sequence", "ranking"]
+    config: dict[str, Any]
+    catalogue: StrictInt | None = Field(ge=FIRST_INDEX, lt=2**31)
+    fields: tuple[_Field, ...] = Field(max_length=4096)
+    vocabulary_hash: str
+    lineage: dict[str, StrictInt]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -148,26 +171,17 @@ def load(path: str | Path) -> Loaded:
     files = _verify(path)
     about = _description(path)
     config = _config(path, about)
-    fields = _fields(path, about)
-    tensors = read_tensors(path / _MODEL)
-    catalogue = about["catalogue"]
-    if config.kind == "sequence" and catalogue not in {t.shape[0] for t in tensors.values() if t.ndim == 2}:
-        raise ArtifactError(f"{path / _DESCRIPTION}: no tensor has the {catalogue!r} rows of its catalogue")
-    try:
-        model = build(config, catalogue, fields)
-    except (ConfigError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise ArtifactError(f"{path / _DESCRIPTION}: no model can be built from it ({error})") from None
-    _fill(model, tensors, path / _MODEL)
+    fields = tuple(FieldSpec(**dict(field)) for field in about.fields)
     return Loaded(
-        model=model.eval(),
-        kind=about["kind"],
+        model=_model(path, config, about.catalogue, fields, read_tensors(path / _MODEL)).eval(),
+        kind=about.kind,
         config=config,
-        catalogue=catalogue,
+        catalogue=about.catalogue,
         fields=fields,
         vocabulary=_read_vocabulary(path / _VOCABULARY) if _VOCABULARY in files else None,
-        vocabulary_hash=about["vocabulary_hash"],
-        lineage=about["lineage"],
-        metrics=about["metrics"],
+        vocabulary_hash=about.vocabulary_hash,
+        lineage=about.lineage,
+        metrics=about.metrics,
         files=files,
     )
 
@@ -187,7 +201,7 @@ def item_vocabulary(path: str | Path) -> tuple[str, int]:
     """(hash, number of keys) of the item vocabulary that an artifact's model was trained with."""
     path = Path(path)
     items = pc.sum(pc.equal(vocabulary(path)["field"], ITEM_FIELD)).as_py() or 0
-    return str(_description(path)["vocabulary_hash"]), items
+    return _description(path).vocabulary_hash, items
 
 
 def vocabulary(path: Path) -> pa.Table:
@@ -213,52 +227,57 @@ def _verify(path: Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _description(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> _Description:
     about = read_json(path / _DESCRIPTION)
-    if about.get("format_version") != FORMAT_VERSION or set(about) != _DESCRIBED:
-        raise ArtifactError(f"{path / _DESCRIPTION}: not the fields of format version {FORMAT_VERSION}")
-    types = {"config": dict, "fields": list, "vocabulary_hash": str, "lineage": dict, "metrics": dict}
-    for name, kind in types.items():
-        if not isinstance(about[name], kind):
-            raise ArtifactError(f"{path / _DESCRIPTION}: {name} is not a {kind.__name__}")
-    return about
+    if about.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(f"{path / _DESCRIPTION}: is not of format version {FORMAT_VERSION}")
+    try:
+        return parse(about, _Description, where=str(path / _DESCRIPTION))
+    except ConfigError as error:
+        raise ArtifactError(str(error)) from None
 
 
-def _config(path: Path, about: Mapping[str, Any]) -> ModelConfig:
+def _config(path: Path, about: _Description) -> ModelConfig:
     adapters: dict[str, TypeAdapter[Any]] = {
         "sequence": TypeAdapter(SequenceConfig),
         "ranking": TypeAdapter(RankingConfig),
     }
-    if about["kind"] not in ("sequence", "ranking"):
-        raise ArtifactError(f"{path / _DESCRIPTION}: kind {about['kind']!r} is neither sequence nor ranking")
     try:
-        return adapters[about["kind"]].validate_python(about["config"])
+        return adapters[about.kind].validate_python(about.config)
     except ValidationError as error:
         raise ArtifactError(f"{path / _DESCRIPTION}: config: {error}") from None
 
 
-def _fields(path: Path, about: Mapping[str, Any]) -> tuple[FieldSpec, ...]:
+def _model(
+    path: Path, config: ModelConfig, catalogue: int | None, fields: Sequence[FieldSpec], tensors: Mapping[str, Tensor]
+) -> nn.Module:
+    """With these weights. Shapes are compared first, on a model without memory: a description may ask for any size."""
     try:
-        return tuple(FieldSpec(**{**spec, "kind": Kind(spec["kind"])}) for spec in about["fields"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{path / _DESCRIPTION}: fields: {error}") from None
+        with torch.device("meta"):
+            _require_same(path / _MODEL, tensors, build(config, catalogue, fields).state_dict())
+        model = build(config, catalogue, fields)
+    except (ConfigError, RuntimeError, ValueError, TypeError, LookupError, OverflowError, MemoryError) as error:
+        raise ArtifactError(f"{path / _DESCRIPTION}: no model can be built from it ({error})") from None
+    model.load_state_dict(dict(tensors))
+    return model
 
 
-def _fill(model: nn.Module, tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Load the weights; a tensor of another name, shape or type is refused, never cast."""
-    expected = model.state_dict()
+def _require_same(where: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """A tensor of another name, shape or type is refused, never cast."""
     for name in sorted(expected.keys() ^ tensors.keys()):
         raise ArtifactError(f"{where}: tensor {name} is {'missing' if name in expected else 'not of this model'}")
     for name, tensor in tensors.items():
         found, wanted = (tensor.dtype, tensor.shape), (expected[name].dtype, expected[name].shape)
         if found != wanted:
             raise ArtifactError(f"{where}: tensor {name} is {found}, its configuration asks for {wanted}")
-    model.load_state_dict(dict(tensors))
 
 
 def _read_vocabulary(path: Path) -> pa.Table:
     try:
-        table = pq.ParquetFile(path).read()  # not read_table, which reads columns into folder names
+        file = pq.ParquetFile(path)  # not read_table, which reads columns into folder names
+        if file.metadata.num_rows > _ROWS_PER_BYTE * path.stat().st_size:
+            raise ArtifactError(f"{path}: claims {file.metadata.num_rows} rows, more than its bytes can hold")
+        table = file.read()
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"{path}: not a valid Parquet file ({error})") from None
     if not table.schema.equals(VOCABULARY_SCHEMA, check_metadata=False):

@@ -33,7 +33,7 @@ FORMAT_VERSION = 3
 _OLDEST_READ = 2  # lacks what TrainState has a default for
 _JSON_LIMIT = 64 * 2**20
 _DIRECTORY = re.compile(r"epoch-\d{6}-\d{8}-\d+")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SHARD = "shard-{:05d}.safetensors"
 _log = logging.getLogger(__name__)
 
@@ -347,9 +347,13 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > _JSON_LIMIT:
         raise ArtifactError(f"{path}: larger than {_JSON_LIMIT} bytes")
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes(), parse_constant=_refused)
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: not a JSON object")
     return value
+
+
+def _refused(constant: str) -> float:
+    raise ValueError(f"{constant} is no number of JSON")

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.architecture import Architecture
+from train.architecture import Architecture, Layers, Steps, Width
 from train.ranking_configs import (
     AsymDiffRecConfig,
     CDAEConfig,
@@ -40,16 +40,16 @@ class BigramConfig(Architecture):
     kind: ClassVar[str] = "sequence"
     counted: ClassVar[bool] = True
     model: Literal["bigram"] = "bigram"
-    followers: int = Field(256, ge=1)
+    followers: Width = 256
     """M: so many of an item's followers, the most frequent ones, are kept: 12 M bytes for each item."""
 
 
 class HistoryShape(Architecture):
     """Shape shared by the models that learn item vectors."""
 
-    width: int = Field(64, ge=1)
+    width: Width = 64
     """D: width of item vectors and of every block."""
-    max_length: int = Field(50, ge=1)
+    max_length: Width = 50
     """L: the latest events of a history that the model sees."""
     embedding_dropout: float = Field(0.3, ge=0, lt=1)
     """On the history's item vectors."""
@@ -67,9 +67,9 @@ class SoftmaxShape(HistoryShape):
 class BlockShape(HistoryShape):
     """Shape shared by the models with Transformer blocks."""
 
-    blocks: int = Field(2, ge=1)
+    blocks: Layers = 2
     """Number of Transformer blocks of the history encoder."""
-    heads: int = Field(2, ge=1)
+    heads: Width = 2
     """Attention heads; must divide `width`."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Inside the blocks."""
@@ -90,9 +90,9 @@ class GRU4RecConfig(SoftmaxShape):
 
     kind: ClassVar[str] = "sequence"
     model: Literal["gru4rec"] = "gru4rec"
-    hidden: int = Field(128, ge=1)
+    hidden: Width = 128
     """Width of the recurrent state; if it is not that of the item vectors, a linear layer follows."""
-    layers: int = Field(1, ge=1)
+    layers: Layers = 1
     """Recurrent layers, one on the other."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """On the output of every recurrent layer."""
@@ -122,11 +122,11 @@ class ADRecConfig(TransformerShape):
     model: Literal["adrec"] = "adrec"
     denoiser: Literal["attention", "mlp"] = "attention"
     """ADM: causal Transformer blocks, or D -> 4D -> D at each position."""
-    denoiser_blocks: int = Field(2, ge=1)
+    denoiser_blocks: Layers = 2
     """Blocks of the attention denoiser."""
     positions: bool = True
     """Learned positions beside the history's items; the published code has none."""
-    steps: int = Field(32, ge=1)
+    steps: Steps = 32
     """T: steps of the diffusion process."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "trunc_cos", "pw_lin", "beta"] = "trunc_lin"
     """Noise schedule (train/diffusion/schedules.py)."""
@@ -206,13 +206,13 @@ class DreamRecConfig(BlockShape):
 
     kind: ClassVar[str] = "sequence"
     model: Literal["dreamrec"] = "dreamrec"
-    blocks: int = Field(1, ge=1)
+    blocks: Layers = 1
     """Number of Transformer blocks of the history encoder."""
-    heads: int = Field(1, ge=1)
+    heads: Width = 1
     """Attention heads; must divide `width`."""
     embedding_dropout: float = Field(0.1, ge=0, lt=1)
     """On the history's item vectors."""
-    steps: int = Field(200, ge=1)
+    steps: Steps = 200
     """T: steps of the diffusion process; the published code's default, its README has 500 to 2000 by data set."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "linear"
     """Noise schedule (train/diffusion/schedules.py)."""
@@ -227,13 +227,13 @@ class DiffuRecConfig(TransformerShape):
 
     kind: ClassVar[str] = "sequence"
     model: Literal["diffurec"] = "diffurec"
-    width: int = Field(128, ge=1)
+    width: Width = 128
     """D: width of item vectors and of every block."""
-    blocks: int = Field(4, ge=1)
+    blocks: Layers = 4
     """Number of Transformer blocks."""
-    heads: int = Field(4, ge=1)
+    heads: Width = 4
     """Attention heads; must divide `width`."""
-    steps: int = Field(32, ge=1)
+    steps: Steps = 32
     """T: steps of the diffusion process."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt"] = "trunc_lin"
     """Noise schedule (train/diffusion/schedules.py)."""
@@ -247,7 +247,7 @@ class DiffuRecConfig(TransformerShape):
 class InterestShape(SoftmaxShape):
     """Shape shared by the models with several interests per user."""
 
-    interests: int = Field(4, ge=1)
+    interests: Layers = 4
     """K: interests of a user."""
     temperature: float | None = Field(0.1, gt=0)
     """Scores are cosines over it; null: inner products, in which items keep their length."""
@@ -285,15 +285,15 @@ class DimeRecConfig(InterestShape):
     """Its guidance: ComiRec-SA (the paper's main form), ComiRec-DR, or the last K items."""
     recency: bool = True
     """Of self-attentive guidance: an event is also weighed by how far back it is; False: by its place alone."""
-    blocks: int = Field(0, ge=0)
+    blocks: int = Field(0, ge=0, le=1_024)
     """Transformer blocks between the items and GEM; 0 = none, as published."""
-    heads: int = Field(4, ge=1)
+    heads: Width = 4
     """Attention heads of the blocks; must divide `width`."""
     dropout: float = Field(0.1, ge=0, lt=1)
     """Inside the blocks and on the denoiser's hidden layer."""
-    hidden: int = Field(512, ge=1)
+    hidden: Width = 512
     """Width of the denoiser's hidden layer."""
-    steps: int = Field(32, ge=1)
+    steps: Steps = 32
     """T: steps of the diffusion process."""
     schedule: Literal["trunc_lin", "linear", "cosine", "sqrt", "beta"] = "beta"
     """Noise schedule (train/diffusion/schedules.py)."""

@@ -14,7 +14,6 @@ from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import skip_init
 
 from infra.errors import ConfigError
 from infra.tables import FIRST_INDEX, PADDING, UNKNOWN, Kind
@@ -58,7 +57,8 @@ class FieldEncoder(nn.Module):
         self.width = width
         numeric = [spec for spec in fields if spec.kind == Kind.NUMERIC]
         self.blocks = blocks_of(fields, tied)
-        self.table = skip_init(nn.Embedding, rows_of(self.blocks), width) if table is None else table
+        rows = rows_of(self.blocks)
+        self.table = nn.Embedding(rows, width, _weight=torch.empty(rows, width)) if table is None else table
         self.slope_GW = nn.Parameter(torch.empty(len(numeric), width))
         self.bias_GW = nn.Parameter(torch.zeros(len(numeric), width))
         self.missing_NW = nn.Parameter(torch.empty(len(fields), width)) if missing == "learned" else None
@@ -156,7 +156,8 @@ def _check(fields: Sequence[FieldSpec], tied: Mapping[str, str]) -> None:
     if not fields:
         raise ConfigError("fields: a ranking model needs at least one feature field in the contract")
     for spec in fields:
-        mean, std = torch.tensor([spec.mean, spec.std], dtype=torch.float32).tolist()  # as they are computed with
+        values = torch.tensor([spec.mean, spec.std], dtype=torch.float32, device="cpu")  # as in training
+        mean, std = values.tolist()
         if spec.kind == Kind.NUMERIC and not (0 < std < math.inf and math.isfinite(mean)):
             raise ConfigError(
                 f"field {spec.name}: mean {spec.mean} and std {spec.std} cannot be used; a constant field has std 1, "

@@ -10,9 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from train.architecture import Architecture
+from train.architecture import Architecture, Layers, Steps, Width
 
-Widths = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
 """Of the hidden layers of a perceptron; the last one is the width of what comes out."""
 
 
@@ -20,7 +20,7 @@ class FieldShape(Architecture):
     """Shape shared by the models over feature fields."""
 
     kind: ClassVar[str] = "ranking"
-    embedding_width: int = Field(16, ge=1)
+    embedding_width: Width = 16
     """Width of each field's vector."""
     hidden: Widths = (128, 64)
     """Widths of the hidden layers of the perceptron on all fields' vectors."""
@@ -50,9 +50,9 @@ class DCNv2Config(FieldShape):
     """DCN-V2 (arXiv 2008.13535), cross network and perceptron side by side."""
 
     model: Literal["dcnv2"] = "dcnv2"
-    crosses: int = Field(3, ge=1)
+    crosses: Layers = 3
     """Cross layers; so many fields, plus one, meet in a product."""
-    rank: int | None = Field(None, ge=1)
+    rank: Width | None = None
     """The cross layers' matrices as products of two so thin ones; null: as they are, all fields' width squared."""
 
 
@@ -70,9 +70,9 @@ class FinalMLPConfig(FieldShape):
     """Widths of the second perceptron; `hidden` are those of the first."""
     contexts: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     """Fields that each gate is told, the user's and the item's for example; none: a learned vector."""
-    gate: int = Field(64, ge=1)
+    gate: Width = 64
     """Width of the hidden layer of a gate."""
-    heads: int = Field(1, ge=1)
+    heads: Width = 1
     """Blocks of the bilinear fusion; must divide the last width of both perceptrons."""
 
     @model_validator(mode="after")
@@ -148,7 +148,7 @@ class AsymDiffRecConfig(WrapperShape):
     it (with a shared head); False: z_0' = g([s, z_T]), as the paper writes it."""
     drop_power: float = Field(2.0, gt=0)
     """T = floor((N + 1) u^drop_power, u uniform in [0, 1): 1 is the paper's uniform T, more drops fewer fields."""
-    hidden: int = Field(64, ge=1)
+    hidden: Width = 64
     """Width of the one hidden layer of the two-layer reverse network g."""
     stop_gradient: bool = True
     """Detach z_0 in L_recon (the paper is silent; without it L_recon can shrink h)."""
@@ -203,7 +203,7 @@ class FeatureDropoutConfig(DroppingShape):
 class AutoencoderShape(DroppingShape):
     """Shape shared by the wrappers that restore the fields' vectors, not what the base makes of them."""
 
-    code: int = Field(64, ge=1)
+    code: Width = 64
     """Width of what is between encoder and decoder."""
     recon_weight: float = Field(1.0, ge=0)
     """Weight of the squared error of the restored vectors, per dimension."""
@@ -252,7 +252,7 @@ class LatentDiffusionConfig(WrapperShape):
     """Gaussian noise on h(x) after DiffRec (arXiv 2304.04971)."""
 
     model: Literal["latent_diffusion"] = "latent_diffusion"
-    steps: int = Field(5, ge=1)
+    steps: Steps = 5
     """T: steps of the diffusion process; DiffRec's best are few."""
     noise: float = Field(0.1, gt=0, lt=1)
     """1 - abar at the last step; it grows by the same amount at each."""
@@ -260,7 +260,7 @@ class LatentDiffusionConfig(WrapperShape):
     """Weight of the squared error of z_0', per dimension."""
     aux_weight: float = Field(1.0, ge=0)
     """Weight of the task's loss on z_0'."""
-    hidden: int = Field(64, ge=1)
+    hidden: Width = 64
     """Width of the hidden layer of the denoiser."""
 
     @property

@@ -31,7 +31,8 @@ def alphas_cumprod(name: str, steps: int, signal: float = 1.0) -> Tensor:
         raise ConfigError(f"schedule: unknown schedule {name!r}; choose one of {', '.join(SCHEDULES)}")
     if steps < 1:
         raise ConfigError(f"steps: a diffusion process needs at least one step, not {steps}")
-    return signal**2 * torch.cumprod(1 - SCHEDULES[name](steps), dim=0)
+    with torch.device("cpu"):  # they are values, also where a model is built for its shapes alone (on "meta")
+        return signal**2 * torch.cumprod(1 - SCHEDULES[name](steps), dim=0)
 
 
 def _trunc_lin(steps: int) -> Tensor:

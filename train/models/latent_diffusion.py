@@ -37,7 +37,9 @@ class LatentDiffusion(Wrapped):
         self.config = config
         self.steps = nn.Embedding(config.steps, STEP_WIDTH)
         self.denoiser = two_layers(self.base.width + STEP_WIDTH, config.hidden, self.base.width)
-        noise_T = torch.linspace(config.noise / config.steps, config.noise, config.steps, dtype=torch.float64)
+        noise_T = torch.linspace(
+            config.noise / config.steps, config.noise, config.steps, dtype=torch.float64, device="cpu"
+        )
         self.diffusion = GaussianDiffusion(1 - noise_T)
 
     def loss(self, batch: RankingBatch, generator: torch.Generator) -> LossParts:

@@ -22,6 +22,8 @@ from evaluate.publish import registry as module
 from evaluate.publish.registry import CHALLENGER, CHAMPION, Registry, query_in_clean_process, registry, tracking_uri
 from evaluate.settings import TrackingSettings
 from infra.errors import ArtifactError, EnvironmentProblem
+from tests.train.hostile import CORPUS
+from tests.train.test_artifact import made
 
 METRICS = {
     "history_removed/ndcg_at_20": 0.25,
@@ -301,3 +303,26 @@ def test_metric_names_that_mlflow_refuses_are_seen(register, store):
         register("bad.retrieval", "bad-1", "popularity", metrics={"ndcg@20": 1.0})
     assert [run.info.status for run in runs(store, "bad-1")] == ["FAILED"]
     assert store.client.search_model_versions("name = 'bad.retrieval'") == []
+
+
+def test_nothing_of_a_registered_version_is_run_to_read_its_model(store, tmp_path):
+    """Whoever may write to the registry may put code beside a model; a champion is compared and scored without it."""
+    marker, code, model = tmp_path / "marker", tmp_path / "code.py", tmp_path / "model"
+    code.write_text(
+        f"import mlflow\nopen({str(marker)!r}, 'w').close()\n"
+        "class Served(mlflow.pyfunc.PythonModel):\n    def predict(self, context, model_input): return model_input\n"
+        "mlflow.models.set_model(Served())\n"
+    )
+    made(model)
+    CORPUS["torch_file as model.safetensors"](model, marker)
+    with mlflow.start_run(experiment_id=store.experiment_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model", python_model=str(code), artifacts={"model": str(model)}, pip_requirements=[]
+        )
+    store.client.create_registered_model("hostile.retrieval")
+    version = store.client.create_model_version("hostile.retrieval", logged.model_uri).version
+    assert marker.exists()  # MLflow itself runs it
+    marker.unlink()
+    with pytest.raises(ArtifactError, match=r"not a valid safetensors file"):
+        train.load(store.artifact("hostile.retrieval", version, tmp_path / "into"))
+    assert not marker.exists()
